@@ -1,0 +1,127 @@
+"""From a data set, a skew and a seed to a federation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from scenarios.federation import ClientSplit, Dataset, Federation, Rows, ScenarioError
+from scenarios.skews.base import ClientRows, Skew, group_rows, labels_of, largest_remainder, portion
+
+
+def build_federation(
+    dataset: Dataset, skew: Skew, seed: int, *, val_fraction: float = 0.1, test_fraction: float = 0.3
+) -> Federation:
+    """Hold test rows out, divide the others among clients, and give each client its own test rows.
+
+    A client's test rows follow what it holds: the held-out rows of each (domain, class) cell are dealt to
+    the clients in proportion to their rows in that cell. Cells that nobody holds are in ``tests`` only. A
+    skew that drops rows does not shrink the test rows of a cell: those who hold some of it share them all.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Its official test rows are held out where it has them.
+    skew : Skew
+        Divides the rows that are left.
+    seed : int
+        The result is a pure function of data, skew and seed. Each purpose has a generator of its own, so
+        that, say, another ``val_fraction`` leaves every client with the same rows.
+    val_fraction : float
+        Share of a client's rows kept for validation, rounded down; at least one row is left to train on.
+    test_fraction : float
+        Share of every domain that is held out, in the proportions of its classes; not used where the data
+        have official test rows.
+
+    Returns
+    -------
+    Federation
+        Rows are sorted.
+
+    Raises
+    ------
+    ValueError
+        Where the seed or a fraction is out of range.
+    ScenarioError
+        Where the data cannot be divided in this way.
+    """
+    _check_fraction("val_fraction", val_fraction)
+    _check_fraction("test_fraction", test_fraction)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed: not usable, got {seed!r}; use a whole number of at least 0")
+    hold_out_rng, skew_rng, val_rng, deal_rng = map(
+        np.random.default_rng, np.random.SeedSequence(seed).spawn(4)
+    )
+
+    classes, label = np.unique(labels_of(dataset), return_inverse=True)
+    cells = dataset.domain * len(classes) + label
+    if dataset.test is None:
+        held_out = _hold_out(dataset, cells, test_fraction, hold_out_rng)
+    else:
+        held_out = np.unique(dataset.test).astype(np.int64)
+    pool = np.setdiff1d(np.arange(len(dataset), dtype=np.int64), held_out)
+    if not len(pool):
+        raise ScenarioError(f"data '{dataset.name}': no rows are left to train on; use more data")
+
+    held = skew.split(dataset, pool, skew_rng)
+    _check_split(dataset, pool, held)
+    tests = _deal(held, held_out, cells, deal_rng)
+    clients = []
+    for (rows, domain), test in zip(held, tests, strict=True):
+        # The whole permutation is drawn even for no validation rows, so that the next client's is the same.
+        shuffled = val_rng.permutation(np.sort(rows))
+        size = min(portion(val_fraction, len(rows)), len(rows) - 1)
+        clients.append(ClientSplit(np.sort(shuffled[size:]), np.sort(shuffled[:size]), test, domain))
+    of_domain = group_rows(held_out, dataset.domain[held_out])
+    named = {name: of_domain.get(index, held_out[:0]) for index, name in enumerate(dataset.domains)}
+    return Federation(dataset, tuple(clients), named)
+
+
+def _check_fraction(field: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"{field}: not a share, got {value!r}; use a number from 0 to below 1")
+
+
+def _hold_out(dataset: Dataset, cells: Rows, fraction: float, rng: np.random.Generator) -> Rows:
+    """Random share of every domain, divided over its classes by their size."""
+    chosen = []
+    for rows in group_rows(np.arange(len(dataset), dtype=np.int64), dataset.domain).values():
+        classes = list(group_rows(rows, cells[rows]).values())
+        sizes = largest_remainder(
+            np.array([len(of_class) for of_class in classes]), portion(fraction, len(rows)), rng
+        )
+        chosen += [
+            rng.permutation(of_class)[:size] for of_class, size in zip(classes, sizes.tolist(), strict=True)
+        ]
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
+
+
+def _check_split(dataset: Dataset, pool: Rows, held: list[ClientRows]) -> None:
+    """Refuse a client without rows, a row held twice, and a row that is not in the pool."""
+    for client, (rows, _) in enumerate(held):
+        if not len(rows):
+            raise ScenarioError(
+                f"data '{dataset.name}': client {client} of {len(held)} gets no rows to train on; "
+                "use fewer clients, a milder skew or more data"
+            )
+    rows = np.concatenate([client.rows for client in held]) if held else pool[:0]
+    if not len(rows):
+        raise ScenarioError(f"data '{dataset.name}': the skew makes no clients; ask for at least one")
+    if len(np.unique(rows)) < len(rows):
+        raise ScenarioError("the skew gives a row to two clients; the rows of its clients must be disjoint")
+    if not np.isin(rows, pool).all():
+        raise ScenarioError("the skew gives out rows that are not in its pool; use the rows it is handed")
+
+
+def _deal(held: list[ClientRows], held_out: Rows, cells: Rows, rng: np.random.Generator) -> list[Rows]:
+    """Test rows of every client."""
+    dealt: list[list[Rows]] = [[held_out[:0]] for _ in held]
+    width = int(cells.max()) + 1
+    counts = np.stack([np.bincount(cells[client.rows], minlength=width) for client in held])
+    for cell, rows in group_rows(held_out, cells[held_out]).items():
+        if counts[:, cell].any():
+            sizes = largest_remainder(counts[:, cell], len(rows), rng)
+            for client, part in enumerate(np.split(rng.permutation(rows), np.cumsum(sizes)[:-1])):
+                dealt[client].append(part)
+    return [np.sort(np.concatenate(parts)) for parts in dealt]

@@ -1,0 +1,1 @@
+"""Ways to divide rows among clients: one file a skew, one frozen dataclass a file."""

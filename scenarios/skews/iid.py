@@ -1,0 +1,31 @@
+"""No skew: every client holds a random share of all rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scenarios.federation import Dataset, Rows
+from scenarios.skews.base import ClientRows, check_count, check_enough, client_rows
+
+
+@dataclass(frozen=True)
+class Iid:
+    """Equal random shares. With one client this is central training, the ceiling of a comparison.
+
+    Parameters
+    ----------
+    clients : int
+        Number of clients; sizes differ by one row at most.
+    """
+
+    clients: int = 10
+
+    def __post_init__(self) -> None:
+        check_count("clients", self.clients, 1)
+
+    def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> list[ClientRows]:
+        """Deal all rows of ``pool`` evenly; ScenarioError where they are fewer than the clients."""
+        check_enough(dataset, len(pool), self.clients)
+        return [client_rows(dataset, rows) for rows in np.array_split(rng.permutation(pool), self.clients)]
