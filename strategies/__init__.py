@@ -1,0 +1,10 @@
+"""Federated methods for any Flower project: server strategies and their client halves.
+
+Nothing here needs the rest of fedbench: flwr, torch and numpy are enough.
+"""
+
+from .fedprox import FedProxRule
+from .ggeur import GGEUR, GGEURClient
+from .local import DataRule, Examples, LocalRule, Round, Upload
+
+__all__ = ["GGEUR", "DataRule", "Examples", "FedProxRule", "GGEURClient", "LocalRule", "Round", "Upload"]

@@ -1,0 +1,30 @@
+"""FedProx: a proximal term that keeps local models near the global one.
+
+Li, Sahu, Zaheer, Sanjabi, Talwalkar and Smith, "Federated Optimization in Heterogeneous Networks",
+MLSys 2020, arXiv 1812.06127. The server half is Flower's :class:`flwr.serverapp.strategy.FedProx`,
+which sends ``proximal-mu`` with every training message; the client half is :class:`FedProxRule`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .local import Batch, LocalRule, Params, Round
+
+
+class FedProxRule(LocalRule):
+    r"""Local loss :math:`h_k(w) = F_k(w) + \frac{\mu}{2} \lVert w - w^t \rVert^2` (eq. 2 of the paper).
+
+    The norm is squared, over trainable parameters only; ``mu = 0`` is FedAvg. Nothing is sent beyond
+    what FedAvg sends.
+    """
+
+    def loss(self, params: Params, batch: Batch, round: Round) -> Tensor:
+        """Task loss plus the proximal term."""
+        if "proximal-mu" not in round.config:
+            raise ValueError(
+                "FedProxRule got no 'proximal-mu': its server half is missing; "
+                "use flwr.serverapp.strategy.FedProx"
+            )
+        distance = sum(((params[k] - round.received[k]) ** 2).sum() for k in sorted(round.trainable))
+        return super().loss(params, batch, round) + 0.5 * round.config["proximal-mu"] * distance

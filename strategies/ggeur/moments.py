@@ -1,0 +1,171 @@
+"""First and second moments of each class, and their exact merge over clients.
+
+Steps A and B of GGEUR (arXiv 2503.06457): a client describes each class by ``(n, mu, Sigma)``, the server
+pools these with Eq. 4. All of it in float64 and centred: ``E[x x^T] - mu mu^T`` loses most of its digits
+where the mean is long compared with the spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ClassMoments:
+    """Moments of one class.
+
+    Parameters
+    ----------
+    count : int
+        Number of samples ``n``.
+    mean : ndarray of float64, shape (d,)
+        Class mean, the "prototype".
+    cov : ndarray of float64, shape (d, d)
+        Covariance with divisor ``n``, so that one sample gives zero and Eq. 4 is exact.
+    """
+
+    count: int
+    mean: Float64
+    cov: Float64
+
+
+def class_moments(x: Array, y: Array, min_count: int = 1) -> dict[int, ClassMoments]:
+    """Describe each class that a client holds (step A).
+
+    Parameters
+    ----------
+    x : ndarray, shape (n, d)
+        Frozen embeddings, one row a sample.
+    y : ndarray of integers, shape (n,)
+        Labels, matched exactly (D5: the published code matches parts of names, so class 1 absorbs 10 to 19).
+    min_count : int
+        Classes with fewer samples are withheld: the moments of one or two samples reveal the samples.
+
+    Returns
+    -------
+    dict of int to ClassMoments
+        In ascending order of class; absent and withheld classes are left out.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, labels are no integers, or a class has values that are not finite.
+    """
+    if x.ndim != 2 or y.shape != x.shape[:1]:
+        raise ValueError(f"x, y: need shapes (n, d) and (n,), got {x.shape} and {y.shape}")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(f"y: labels must be integers, got {y.dtype}")
+    moments = {}
+    for label, count in zip(*np.unique(y, return_counts=True), strict=True):
+        if count < min_count:
+            continue
+        rows = x[y == label].astype(np.float64)
+        mean = rows.mean(axis=0)
+        if not np.isfinite(mean).all():
+            raise ValueError(f"x: class {label} has values that are not finite")
+        centred = rows - mean
+        moments[int(label)] = ClassMoments(int(count), mean, centred.T @ centred / count)
+    return moments
+
+
+def merge(parts: Iterable[ClassMoments], between: bool = True) -> ClassMoments:
+    """Pool the moments of one class over clients (step B, Eq. 4).
+
+    ``Sigma = (1/N) [sum_k n_k Sigma_k + sum_k n_k (mu_k - mu)(mu_k - mu)^T]``, the law of total covariance:
+    exact and associative, so merges of merges give the same result.
+
+    Parameters
+    ----------
+    parts : iterable of ClassMoments
+        What the clients sent, at least one sample in all.
+    between : bool
+        Whether to count the scatter of the clients' means; ``False`` is an ablation, not the method.
+
+    Returns
+    -------
+    ClassMoments
+        Moments of the union of the clients' samples.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to merge or the dimensions differ.
+    """
+    parts = list(parts)
+    total = sum(part.count for part in parts)
+    if total == 0:
+        raise ValueError("parts: nothing to merge, got no samples")
+    if len({part.mean.shape for part in parts}) > 1:
+        raise ValueError(f"parts: dimensions differ, got {[part.mean.shape for part in parts]}")
+    n = np.array([part.count for part in parts], dtype=np.float64)
+    means = np.stack([part.mean for part in parts]).astype(np.float64)
+    mean = n @ means / total
+    scatter = np.zeros((mean.size, mean.size))
+    for part in parts:
+        scatter += part.count * part.cov.astype(np.float64, copy=False)
+    if between:
+        spread = np.sqrt(n)[:, None] * (means - mean)
+        scatter += spread.T @ spread
+    return ClassMoments(total, mean, scatter / total)
+
+
+def guides(counts: Sequence[int], fraction: float) -> list[int]:
+    """Pick the clients whose moments shape a class (D4).
+
+    The paper merges all clients; its code the largest ones that hold 80 % of the class.
+
+    Parameters
+    ----------
+    counts : sequence of int
+        Samples of the class at each client.
+    fraction : float
+        Share of the class to cover, in (0, 1]; 1 takes every client that has the class.
+
+    Returns
+    -------
+    list of int
+        The smallest such set of clients, as ascending indices; ties go to the lower index.
+
+    Raises
+    ------
+    ValueError
+        If ``fraction`` lies outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction: must lie in (0, 1], got {fraction}")
+    ranked = np.argsort(-np.asarray(counts, dtype=np.int64), kind="stable")
+    covered = np.cumsum(np.asarray(counts, dtype=np.int64)[ranked])
+    # Counts are integers: the slack only absorbs the rounding of fraction * total.
+    short = covered < fraction * sum(counts) * (1 - 1e-12)
+    chosen = ranked[: int(short.sum()) + 1]
+    return sorted(int(k) for k in chosen if counts[k] > 0)
+
+
+def pack_triangle(cov: Array, dtype: npt.DTypeLike) -> Array:
+    """Return the upper triangle of ``cov`` (d, d), row by row, as (d(d+1)/2,) of ``dtype``."""
+    return cov[np.triu_indices(len(cov))].astype(dtype)
+
+
+def unpack_triangle(packed: Array, d: int) -> Float64:
+    """Rebuild a symmetric float64 matrix (d, d) from `pack_triangle`.
+
+    Raises
+    ------
+    ValueError
+        If ``packed`` does not have d(d+1)/2 entries.
+    """
+    if packed.shape != (d * (d + 1) // 2,):
+        raise ValueError(f"packed: need {d * (d + 1) // 2} entries for d = {d}, got shape {packed.shape}")
+    cov = np.empty((d, d))
+    rows, columns = np.triu_indices(d)
+    cov[rows, columns] = packed
+    cov[columns, rows] = packed
+    return cov
