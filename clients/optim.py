@@ -1,0 +1,83 @@
+"""Optimisers as pure functions: parameters, gradients and state in, parameters and state out.
+
+``torch.optim`` updates in place and so cannot run under ``torch.func.vmap``; these follow its update
+rules to the letter (a test holds them equal) and serve one client and a cohort alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from strategies.local import Params
+
+State = dict[str, Params]
+
+
+class Optimizer(Protocol):
+    """An optimiser's two functions."""
+
+    def init(self, params: Params) -> State:
+        """State before the first step, shaped like ``params``."""
+
+    def step(self, params: Params, grads: Params, state: State, lr: float | Tensor) -> tuple[Params, State]:
+        """Parameters and state after one step."""
+
+
+def _decayed(params: Params, grads: Params, weight_decay: float) -> Params:
+    if not weight_decay:
+        return grads
+    return {k: g + weight_decay * params[k] for k, g in grads.items()}
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent as in ``torch.optim.SGD`` (dampening 0)."""
+
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+    def init(self, params: Params) -> State:
+        """Zero momentum: equal to torch's first step, which sets the buffer to the gradient."""
+        return {"momentum": {k: torch.zeros_like(p) for k, p in params.items()}} if self.momentum else {}
+
+    def step(self, params: Params, grads: Params, state: State, lr: float | Tensor) -> tuple[Params, State]:
+        """One step."""
+        grads = _decayed(params, grads, self.weight_decay)
+        if self.momentum:
+            velocity = {k: self.momentum * state["momentum"][k] + g for k, g in grads.items()}
+            state = {"momentum": velocity}
+            grads = (
+                {k: g + self.momentum * velocity[k] for k, g in grads.items()} if self.nesterov else velocity
+            )
+        return {k: p - lr * grads[k] for k, p in params.items()}, state
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam as in ``torch.optim.Adam`` (L2 decay, no amsgrad)."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def init(self, params: Params) -> State:
+        """Zero moments; the step count is a tensor so that clients of a cohort may differ in it."""
+        zeros = {k: torch.zeros_like(p) for k, p in params.items()}
+        count = torch.zeros((), device=next(iter(params.values())).device)
+        return {"first": zeros, "second": dict(zeros), "count": {"t": count}}
+
+    def step(self, params: Params, grads: Params, state: State, lr: float | Tensor) -> tuple[Params, State]:
+        """One step."""
+        b1, b2 = self.betas
+        grads = _decayed(params, grads, self.weight_decay)
+        t = state["count"]["t"] + 1
+        first = {k: b1 * state["first"][k] + (1 - b1) * g for k, g in grads.items()}
+        second = {k: b2 * state["second"][k] + (1 - b2) * g * g for k, g in grads.items()}
+        scale, root = lr / (1 - b1**t), (1 - b2**t).sqrt()
+        moved = {k: p - scale * first[k] / (second[k].sqrt() / root + self.eps) for k, p in params.items()}
+        return moved, {"first": first, "second": second, "count": {"t": t}}

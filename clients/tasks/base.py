@@ -1,0 +1,52 @@
+"""The contract of a task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from strategies.local import Batch
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class Task(ABC):
+    """Loss and metrics of a kind of problem.
+
+    A batch is a dict of tensors with one row per example; ``batch["weight"]`` is 1 for a real row and
+    0 for padding, which must change neither loss nor metrics.
+    """
+
+    kind: ClassVar[str]
+    """Name that a data set's ``meta.task`` must match."""
+    sums: ClassVar[tuple[str, ...]]
+    """Keys of :meth:`metrics`; ``count`` is one of them."""
+    headline: ClassVar[str]
+    """Key of :meth:`scores` that decides a comparison and the best-validation round."""
+    higher_is_better: ClassVar[bool]
+    """Direction of the headline."""
+
+    @abstractmethod
+    def gather(self, arrays: Arrays, rows: npt.NDArray[np.int64]) -> Batch:
+        """Rows of the data set as tensors, without ``weight``."""
+
+    @abstractmethod
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Positional arguments of the model's ``forward``."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Weighted mean loss, a scalar."""
+
+    @abstractmethod
+    def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the batch that add up exactly over batches and clients."""
+
+    @abstractmethod
+    def scores(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Readable numbers (means, rates) from added-up metrics."""

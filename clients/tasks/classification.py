@@ -1,0 +1,54 @@
+"""Classification: logits in, cross-entropy and accuracy out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from strategies.local import Batch
+
+from .base import Arrays, Task
+
+
+class Classification(Task):
+    """Single-label classification with cross-entropy on logits."""
+
+    kind = "classification"
+    sums = ("loss", "correct", "count")
+    headline = "accuracy"
+    higher_is_better = True
+
+    def gather(self, arrays: Arrays, rows: npt.NDArray[np.int64]) -> Batch:
+        """``x`` as float32 (uint8 images scaled to 0..1) and ``y`` as int64."""
+        x = torch.from_numpy(arrays["x"][rows])
+        x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+        return {"x": x, "y": torch.from_numpy(arrays["y"][rows]).long()}
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The examples."""
+        return (batch["x"],)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Mean cross-entropy over the real rows."""
+        losses = functional.cross_entropy(output, batch["y"], reduction="none")
+        return (losses * batch["weight"]).sum() / batch["weight"].sum()
+
+    def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Sums of loss, hits and rows."""
+        weight = batch["weight"]
+        losses = functional.cross_entropy(output, batch["y"], reduction="none")
+        hits = (output.argmax(dim=-1) == batch["y"]).to(weight.dtype)
+        return {
+            "loss": (losses * weight).sum(),
+            "correct": (hits * weight).sum(),
+            "count": weight.sum(),
+        }
+
+    def scores(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Accuracy in 0..1 and mean cross-entropy in nats."""
+        return {"accuracy": sums["correct"] / sums["count"], "loss": sums["loss"] / sums["count"]}
