@@ -1,0 +1,212 @@
+"""What every engine shares: nodes, cohorts, order of replies, and the books on bytes, time and failures."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+RUN_ID = 1
+FIRST_NODE_ID = 1_000
+"""Node id of partition 0; Flower reserves small ids for its own parts."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One message to a node and its reply, as the engine saw it.
+
+    Parameters
+    ----------
+    phase : str
+        Message type, e.g. ``"train"`` or ``"query.ggeur_statistics"``.
+    node : int
+        Partition id.
+    down, up : int
+        Bytes of payload sent and returned: array elements at their own width, 8 for each number of a
+        config or metric record, and the length of strings. Serialisation headers are not counted.
+    seconds : float
+        Time that the client took.
+    metrics : dict
+        Scalar metrics of the reply.
+    error : str or None
+        Reason, with traceback, if the client failed.
+    """
+
+    phase: str
+    node: int
+    down: int
+    up: int
+    seconds: float
+    metrics: dict[str, float]
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A reply and the seconds that it took."""
+
+    reply: Message
+    seconds: float
+
+
+Observer = Callable[[Exchange], None]
+
+
+class EngineGrid(Grid):
+    """A Flower Grid whose nodes are the partitions of one federation.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Number of examples of each partition: the first guess at what a client costs.
+    observer : callable, optional
+        Called with an :class:`Exchange` for every message, in partition order.
+    """
+
+    def __init__(self, sizes: Sequence[int], observer: Observer | None = None) -> None:
+        identify_as_server()
+        self.sizes = list(sizes)
+        self.observer = observer
+        self.busy_seconds = 0.0
+        self._visible: list[int] | None = None
+        self._pulled: dict[str, Message] = {}
+
+    @abstractmethod
+    def execute(self, messages: list[Message]) -> list[Outcome]:
+        """Run the messages, in partition order, and return their outcomes in the same order."""
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        return
+
+    def __enter__(self) -> EngineGrid:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @contextmanager
+    def cohort(self, partitions: Iterable[int] | None) -> Iterator[None]:
+        """Show a strategy these partitions only, so that clients are chosen by us and not by chance."""
+        self._visible = None if partitions is None else sorted(partitions)
+        try:
+            yield
+        finally:
+            self._visible = None
+
+    def get_node_ids(self) -> list[int]:
+        """Ids of the visible nodes, in partition order."""
+        visible = range(len(self.sizes)) if self._visible is None else self._visible
+        return [FIRST_NODE_ID + p for p in visible]
+
+    def send_and_receive(
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,  # noqa: ARG002 - nothing is lost
+    ) -> list[Message]:
+        """Run the messages and return their replies in partition order."""
+        started = time.perf_counter()
+        ordered = sorted(messages, key=lambda m: m.metadata.dst_node_id)
+        sizes: dict[int, int] = {}
+        for message in ordered:
+            if id(message.content) not in sizes:
+                sizes[id(message.content)] = payload_bytes(message.content)
+        outcomes = self.execute(ordered)
+        self.busy_seconds += time.perf_counter() - started
+        for message, outcome in zip(ordered, outcomes, strict=True):
+            if self.observer:
+                self.observer(_exchange(message, outcome, sizes[id(message.content)]))
+        return [o.reply for o in outcomes]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Run the messages now; their replies wait for :meth:`pull_messages`."""
+        ids = []
+        for reply in self.send_and_receive(messages):
+            ids.append(f"m{len(self._pulled)}-{reply.metadata.src_node_id}")
+            self._pulled[ids[-1]] = reply
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Replies to pushed messages; each can be pulled once."""
+        return [self._pulled.pop(i) for i in message_ids if i in self._pulled]
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Message as ``Message(...)`` makes it."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def set_run(self, run: Any) -> None:
+        """Keep Flower's run object; the engine itself needs none."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """Flower's run object, if one was set."""
+        return getattr(self, "_run", None)
+
+
+def partition_of(message: Message) -> int:
+    """Partition that a message is addressed to."""
+    return message.metadata.dst_node_id - FIRST_NODE_ID
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Bytes of the numbers and strings in a message; see :class:`Exchange`."""
+    total = 0
+    for arrays in content.array_records.values():
+        for array in arrays.values():
+            total += math.prod(array.shape) * np.dtype(array.dtype).itemsize
+    numbers: list[Any] = [*content.metric_records.values(), *content.config_records.values()]
+    for scalars in numbers:
+        for value in scalars.values():
+            items = value if isinstance(value, list) else [value]
+            total += sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in items)
+    return total
+
+
+def _exchange(message: Message, outcome: Outcome, down: int) -> Exchange:
+    reply = outcome.reply
+    failed = reply.has_error()
+    metrics: dict[str, float] = {}
+    if not failed:
+        for record in reply.content.metric_records.values():
+            metrics |= {k: float(v) for k, v in record.items() if not isinstance(v, list)}
+    return Exchange(
+        phase=message.metadata.message_type,
+        node=partition_of(message),
+        down=down,
+        up=0 if failed else payload_bytes(reply.content),
+        seconds=outcome.seconds,
+        metrics=metrics,
+        error=reply.error.reason if failed else None,
+    )
+
+
+def identify_as_server() -> None:
+    """Let ``Message(...)`` be made outside Flower's own runtime.
+
+    Flower 1.41 fills a message's origin from a process-wide identity that only its runtime sets. This is
+    the one internal name that fedbench uses.
+    """
+    try:
+        from flwr.supercore.task_identity import TaskIdentity
+    except ImportError as error:
+        raise RuntimeError(
+            "this version of flwr keeps its task identity elsewhere; fedbench needs flwr>=1.41,<1.42"
+        ) from error
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 1, 1

@@ -1,0 +1,254 @@
+"""The Ray engine: resident workers that are each pushed one list of clients a round."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from flwr.app import Message, RecordDict
+from ray.exceptions import RayActorError
+
+from .grid import EngineGrid, Observer, Outcome, identify_as_server, partition_of
+from .worker import AppFactory, failure, run_client
+
+_ATTEMPTS = 3
+"""Workers that may die on one list before the list is taken to be what kills them."""
+
+
+_IDLE: dict[tuple[float, float], list[Any]] = {}
+"""Workers between runs, by their share of a CPU and of a GPU."""
+
+
+@dataclass(frozen=True)
+class _Pointer:
+    """Stands in a client's state for a record that came with a message, so that it is stored once."""
+
+    content: int
+    record: str
+
+
+@dataclass(frozen=True)
+class _State:
+    """A client's packed state, and the contents that its pointers need."""
+
+    packed: bytes
+    contents: frozenset[int]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One message of a work list, without its content."""
+
+    position: int
+    shell: Message
+    content: int
+    state: _State | None
+
+
+@dataclass
+class _WorkList:
+    jobs: list[_Job] = field(default_factory=list)
+    cost: float = 0.0
+
+
+class _Worker:
+    """A process with its own ClientApp; the data come from the object store without a copy."""
+
+    def __init__(self) -> None:
+        import torch
+
+        # On shared virtual CPUs, threads inside an operation wait for each other.
+        torch.set_num_threads(1)
+        identify_as_server()
+        logging.getLogger("flwr").setLevel(logging.WARNING)
+        self._contents: dict[int, RecordDict] = {}
+
+    def serve(self, app_factory: AppFactory, num_partitions: int) -> None:
+        self._app = app_factory()
+        self._num_partitions = num_partitions
+        self._contents = {}
+
+    def run(
+        self, jobs: list[_Job], keys: list[int], pinned: dict[int, Any], *contents: RecordDict
+    ) -> list[tuple[Outcome, _State | None]]:
+        now = dict(zip(keys, contents, strict=True))
+        self._contents = {k: c for k, c in self._contents.items() if k in pinned} | now
+        for key in pinned.keys() - self._contents.keys():
+            self._contents[key] = ray.get(pinned[key])
+        return [self._run(job) for job in jobs]
+
+    def _run(self, job: _Job) -> tuple[Outcome, _State | None]:
+        message = job.shell
+        message.content = self._contents[job.content]
+        state = self._load(job.state)
+        try:
+            outcome = run_client(self._app, message, state, self._num_partitions)
+        except Exception as error:
+            outcome = Outcome(failure(message, error), 0.0)
+        return outcome, self._dump(state)
+
+    def _load(self, state: _State | None) -> RecordDict:
+        entries = pickle.loads(state.packed) if state else {}
+        return RecordDict(
+            {
+                k: self._contents[v.content][v.record] if isinstance(v, _Pointer) else v
+                for k, v in entries.items()
+            }
+        )
+
+    def _dump(self, state: RecordDict) -> _State | None:
+        if not state:
+            return None
+        known = {
+            id(record): _Pointer(key, name)
+            for key, content in self._contents.items()
+            for name, record in content.items()
+        }
+        entries = {k: known.get(id(v), v) for k, v in state.items()}
+        pointed = frozenset(v.content for v in entries.values() if isinstance(v, _Pointer))
+        return _State(pickle.dumps(entries, protocol=5), pointed)
+
+
+class RayGrid(EngineGrid):
+    """Runs clients on Ray actors.
+
+    Messages with the same content share one copy in the object store. Each worker gets its whole list at
+    once, longest clients first by what they took last time. A worker that dies is replaced and its list
+    run again; clients' states live with the server, so nothing is lost.
+
+    Parameters
+    ----------
+    app_factory : callable
+        Makes the ClientApp; large arrays in it are shared through the object store.
+    sizes, observer
+        As in :class:`EngineGrid`.
+    workers : int or None
+        Number of worker processes; ``None`` is one for each CPU core, or for each share of a GPU.
+    gpus_per_worker : float
+        Share of a GPU that a worker takes; 0 runs on CPUs.
+    address : str or None
+        Address of a Ray cluster to join; ``None`` starts Ray on this machine.
+    """
+
+    def __init__(
+        self,
+        app_factory: AppFactory,
+        sizes: Sequence[int],
+        observer: Observer | None = None,
+        workers: int | None = None,
+        gpus_per_worker: float = 0.0,
+        address: str | None = None,
+    ) -> None:
+        super().__init__(sizes, observer)
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers: must be 1 or more, got {workers}")
+        if gpus_per_worker < 0:
+            raise ValueError(f"gpus_per_worker: must be 0 or more, got {gpus_per_worker}")
+        start_ray(address, workers)
+        count = workers or _default_workers(gpus_per_worker)
+        # A worker is one thread; where more workers than cores are asked for, they share cores.
+        share = min(1.0, ray.cluster_resources().get("CPU", 1.0) / count)
+        self._idle = _IDLE.setdefault((share, gpus_per_worker), [])
+        self._actor: Any = ray.remote(num_cpus=share, num_gpus=gpus_per_worker)(_Worker)
+        self._app = ray.put(app_factory)
+        self._workers = [self._hire() for _ in range(min(count, max(len(self.sizes), 1)))]
+        self._states: dict[int, _State] = {}
+        self._seconds: dict[tuple[str, int], float] = {}
+        self._contents = 0
+        self._pinned: dict[int, Any] = {}
+
+    def execute(self, messages: list[Message]) -> list[Outcome]:
+        """Push one work list to each worker and gather the outcomes."""
+        refs: dict[int, Any] = {}
+        keys: dict[int, int] = {}
+        for message in messages:
+            if id(message.content) not in keys:
+                self._contents += 1
+                keys[id(message.content)] = self._contents
+                refs[self._contents] = ray.put(message.content)
+        outcomes: dict[int, Outcome] = {}
+        lists = self._place(messages, keys)
+        running = {self._submit(i, work, refs): (i, work, 1) for i, work in enumerate(lists) if work.jobs}
+        while running:
+            done, _ = ray.wait(list(running))
+            index, work, attempt = running.pop(done[0])
+            try:
+                results = ray.get(done[0])
+            except RayActorError as error:
+                if attempt == _ATTEMPTS:
+                    raise RuntimeError(
+                        f"{_ATTEMPTS} workers died one after the other on the clients "
+                        f"{[partition_of(j.shell) for j in work.jobs]}; out of memory?"
+                    ) from error
+                self._workers[index] = self._hire()
+                running[self._submit(index, work, refs)] = (index, work, attempt + 1)
+                continue
+            for job, (outcome, state) in zip(work.jobs, results, strict=True):
+                node = partition_of(job.shell)
+                outcomes[job.position] = outcome
+                self._seconds[job.shell.metadata.message_type, node] = outcome.seconds
+                if state:
+                    self._states[node] = state
+        needed = frozenset().union(*(s.contents for s in self._states.values()))
+        self._pinned = {k: ref for k, ref in (self._pinned | refs).items() if k in needed}
+        return [outcomes[i] for i in range(len(messages))]
+
+    def _place(self, messages: list[Message], keys: dict[int, int]) -> list[_WorkList]:
+        """Longest client first, each to the worker with the least to do."""
+        jobs = []
+        for position, message in enumerate(messages):
+            shell = copy.copy(message)
+            shell.content = RecordDict()
+            state = self._states.get(partition_of(message))
+            jobs.append(_Job(position, shell, keys[id(message.content)], state))
+        lists = [_WorkList() for _ in self._workers]
+        for job in sorted(jobs, key=self._cost, reverse=True):
+            work = min(lists, key=lambda w: w.cost)
+            work.jobs.append(job)
+            work.cost += self._cost(job)
+        return lists
+
+    def _cost(self, job: _Job) -> float:
+        node = partition_of(job.shell)
+        seconds = self._seconds.get((job.shell.metadata.message_type, node))
+        return float(self.sizes[node]) * 1e-6 if seconds is None else seconds
+
+    def _submit(self, index: int, work: _WorkList, refs: dict[int, Any]) -> Any:
+        keys = sorted({job.content for job in work.jobs})
+        contents = [refs[k] for k in keys]
+        return self._workers[index].run.remote(work.jobs, keys, self._pinned, *contents)
+
+    def _hire(self) -> Any:
+        """A worker that an earlier run of this process left, or a new one."""
+        worker = self._idle.pop() if self._idle else self._actor.remote()
+        worker.serve.remote(self._app, len(self.sizes))
+        return worker
+
+    def close(self) -> None:
+        """Leave the workers, which took seconds to start, to the next run of this process."""
+        self._idle += self._workers
+        self._workers = []
+
+
+def start_ray(address: str | None = None, workers: int | None = None) -> None:
+    """Start or join Ray once a process, without dashboard, telemetry or chatter."""
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        options |= {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, workers or 0)}
+        address = "local"
+    ray.init(address=address, **options)
+
+
+def _default_workers(gpus_per_worker: float) -> int:
+    resources = ray.cluster_resources()
+    if gpus_per_worker > 0:
+        return max(1, int(resources.get("GPU", 0) / gpus_per_worker))
+    return max(1, int(resources.get("CPU", 1)))
