@@ -1,0 +1,196 @@
+"""From a composed config to the parts of a run: federation, client app, strategy and engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from flwr.serverapp.strategy import Strategy
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from clients.app import ClientSpec, make_client_app
+from clients.features.base import cached_features
+from clients.tasks.base import Task
+from scenarios import Dataset, Federation
+from strategies.seeding import torch_seed
+
+from .config.objects import check_options, make
+from .engine.grid import EngineGrid, Observer
+from .errors import UserError
+
+_MAX_ALIGNED_DIMENSION = 4096
+"""An eigendecomposition of this size takes half a minute a class; beyond it, features are needed."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The parts of one run.
+
+    Parameters
+    ----------
+    config : DictConfig
+        What it was built from.
+    federation : Federation
+        Data and split.
+    spec : ClientSpec
+        What a node needs.
+    strategy : Strategy
+        Server half.
+    make_grid : callable
+        ``make_grid(observer)`` starts the engine.
+    """
+
+    config: DictConfig
+    federation: Federation
+    spec: ClientSpec
+    strategy: Strategy
+    make_grid: Callable[[Observer], EngineGrid]
+
+    @property
+    def label(self) -> str:
+        """Short name of the method, e.g. ``fedprox+ggeur``."""
+        strategy, align = self.config.choices.strategy, self.config.choices.align
+        return str(strategy if align in ("none", strategy) else f"{strategy}+{align}")
+
+
+def build(config: DictConfig) -> Bench:
+    """Build all parts of a run, and find every mistake that can be found before it starts.
+
+    Raises
+    ------
+    UserError, ScenarioError, ClientError
+        For a choice that cannot be, in one line.
+    """
+    _check_run(config)
+    strategy = _strategy(config)
+    dataset = make(config.data, "data").load()
+    task: Task = make(config.client.task, "client.task")
+    if dataset.meta.task != task.kind:
+        raise UserError(
+            f"client={config.choices.client} is made for {task.kind}, but data={config.choices.data} is "
+            f"{dataset.meta.task}; see fedbench list data"
+        )
+    dataset = _with_features(config, dataset)
+    federation = _federation(config, dataset)
+    spec = _client_spec(config, federation, task)
+    _check_alignment(config, federation)
+    sizes = [len(c.train) for c in federation.clients]
+    if config.clients_per_round is not None and not 1 <= config.clients_per_round <= len(sizes):
+        raise UserError(
+            f"clients_per_round={config.clients_per_round}: must be between 1 and the {len(sizes)} clients"
+        )
+    check_options(
+        _target(config.engine), _options(config.engine), "engine", {"app_factory", "sizes", "observer"}
+    )
+
+    def make_grid(observer: Observer) -> EngineGrid:
+        factory = partial(make_client_app, spec)
+        grid: EngineGrid = make(config.engine, "engine", app_factory=factory, sizes=sizes, observer=observer)
+        return grid
+
+    return Bench(config, federation, spec, strategy, make_grid)
+
+
+def _check_run(config: DictConfig) -> None:
+    for name, low in (("rounds", 1), ("seed", 0), ("eval_every", 1)):
+        if config[name] < low:
+            raise UserError(f"{name}={config[name]}: must be {low} or more")
+    if not 0 <= config.max_failures <= 1:
+        raise UserError(f"max_failures={config.max_failures}: must be between 0 and 1")
+
+
+def _target(node: Any) -> Any:
+    from hydra.utils import get_object
+
+    return get_object(node["_target_"])
+
+
+def _options(node: Any, *without: str) -> dict[str, Any]:
+    options: Any = OmegaConf.to_container(node, resolve=True)
+    return {k: v for k, v in options.items() if k not in ("_target_", *without)}
+
+
+def _strategy(config: DictConfig) -> Strategy:
+    """Server half, inside its alignment if there is one."""
+    node = config.strategy
+    strategy: Strategy = make({"_target_": node._target_, **_options(node, "rule")}, "strategy")
+    align = config.align
+    if align.get("_target_"):
+        strategy = make({"_target_": align._target_, **_options(align, "client")}, "align", strategy)
+    return strategy
+
+
+def _with_features(config: DictConfig, dataset: Dataset) -> Dataset:
+    """The data set with ``x`` replaced by frozen features."""
+    if not config.features.get("_target_"):
+        return dataset
+    extractor = make(config.features, "features")
+    x = cached_features(extractor, dataset.arrays["x"], dataset.fingerprint(), config.cache_dir)
+    meta = replace(dataset.meta, shape=x.shape[1:])
+    return replace(dataset, arrays={**dataset.arrays, "x": x}, meta=meta)
+
+
+def _federation(config: DictConfig, dataset: Dataset) -> Federation:
+    fractions = {k: config.scenario[k] for k in ("val_fraction", "test_fraction")}
+    node = {"_target_": config.scenario._target_, **_options(config.scenario, *fractions)}
+    skew = make(node, "scenario")
+    build_node = {"_target_": "scenarios.build_federation", **fractions}
+    federation: Federation = make(build_node, "scenario", dataset, skew, config.seed)
+    return federation
+
+
+def _client_spec(config: DictConfig, federation: Federation, task: Task) -> ClientSpec:
+    client = config.client
+    training = make({"_target_": "clients.training.Training", **_options(client, "model", "task")}, "client")
+    meta = federation.meta
+    module = partial(
+        make_module,
+        _options(client.model) | {"_target_": client.model._target_},
+        meta.shape,
+        len(meta.classes),
+        torch_seed(config.seed, "init"),
+    )
+    module()  # a model that does not fit the data says so here, before anything starts
+    on_gpu = config.engine.get("gpus_per_worker", 0) > 0
+    return ClientSpec(
+        arrays=federation.dataset.arrays,
+        splits=federation.clients,
+        domains=[federation.domain_of(i) for i in range(len(federation.clients))],
+        model=module,
+        task=task,
+        training=training,
+        rule=make(config.strategy.rule, "strategy.rule"),
+        data_rule=make(config.align.client, "align.client") if config.align.get("client") else None,
+        seed=config.seed,
+        device="cuda" if on_gpu else "cpu",
+    )
+
+
+def make_module(node: dict[str, Any], shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+    """A client's model with its initial weights, the same in every process and for every method."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module: nn.Module = make(node, "client.model", shape=tuple(shape), classes=classes)
+    return module
+
+
+def _check_alignment(config: DictConfig, federation: Federation) -> None:
+    if not config.align.get("_target_"):
+        return
+    shape = federation.meta.shape
+    if len(shape) != 1:
+        raise UserError(
+            f"align={config.choices.align} works on feature vectors, but client={config.choices.client} with "
+            f"features={config.choices.features} trains on examples of shape {shape}; choose a client such "
+            "as mlp or linear, with features=pixels or another extractor"
+        )
+    if shape[0] > _MAX_ALIGNED_DIMENSION:
+        size = shape[0] ** 2 * 8 / 1e9
+        raise UserError(
+            f"align={config.choices.align}: a covariance of {shape[0]} features takes {size:.1f} GB a class; "
+            f"use at most {_MAX_ALIGNED_DIMENSION} features, e.g. features.size=32 or features=torchvision"
+        )

@@ -1,0 +1,180 @@
+"""The command line: ``fedbench run``, ``fedbench compare`` and ``fedbench list``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_RUN_HELP = """\
+Run one method, or the product of several settings, on one federation.
+
+examples:
+  fedbench run scenario=domain_skew                      compare fedavg, fedprox and ggeur on embedded digits
+  fedbench run scenario=domain_skew strategy=ggeur       one method
+  fedbench run scenario=label_skew scenario.alpha=0.1 data=fashion_mnist client=cnn rounds=10
+  fedbench run -m strategy=fedavg,ggeur seed=0,1,2       every combination, mean and deviation over seeds
+  fedbench run strategy=fedprox align=ggeur              GGEUR around any strategy
+  fedbench run experiment=ggeur_e1                       a preset with its own sweep
+
+common keys: scenario, data, data.root, client, features, strategy, align, engine, rounds, seed, run_dir,
+experiment; `fedbench list` shows every choice, `--cfg` the whole configuration.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 done, 1 a run failed, 2 a mistake in the request."""
+    parser = _parser()
+    # argparse takes positional words in one place only; overrides may stand before and after options.
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        arguments.overrides += rest
+    try:
+        code: int = arguments.function(arguments)
+    except UserError as error:
+        return _say(str(error), 2)
+    except RunFailed as error:
+        return _say(str(error), 1)
+    except ValueError as error:
+        if not _for_people(error):
+            raise
+        return _say(str(error), 2)
+    except KeyboardInterrupt:
+        return _say("interrupted; what the run had is kept in its directory", 130)
+    return code
+
+
+def _for_people(error: ValueError) -> bool:
+    """Whether an error is one of those that our packages word for their users."""
+    from clients.errors import ClientError
+    from scenarios import ScenarioError
+
+    return isinstance(error, (ClientError, ScenarioError))
+
+
+def _say(message: str, code: int) -> int:
+    print(f"fedbench: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fedbench", description="A federated learning testbed.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    raw = argparse.RawDescriptionHelpFormatter
+
+    run = commands.add_parser(
+        "run", help="run methods on a federation", description=_RUN_HELP, formatter_class=raw
+    )
+    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to change")
+    run.add_argument(
+        "-m", "--multirun", action="store_true", help="allow comma-separated values; run all of them"
+    )
+    run.add_argument(
+        "--config-dir", metavar="DIR", help="a directory with your own groups, e.g. DIR/strategy/x.yaml"
+    )
+    run.add_argument("--cfg", action="store_true", help="print the composed configuration and stop")
+    run.set_defaults(function=_run)
+
+    compare = commands.add_parser(
+        "compare",
+        help="line finished runs up in a table",
+        description="Line finished runs up: one row a method, mean and standard deviation over seeds.\n\n"
+        "example:\n  fedbench compare runs/20261124-*",
+        formatter_class=raw,
+    )
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, or one that holds several")
+    compare.add_argument(
+        "--at", choices=["final", "last_5", "best_validation"], default="final", help="which round"
+    )
+    compare.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    compare.set_defaults(function=_compare)
+
+    lister = commands.add_parser(
+        "list",
+        help="what can be chosen in each group",
+        description="What can be chosen in each group.",
+    )
+    lister.add_argument("group", nargs="?", help="one group only, e.g. strategy")
+    lister.add_argument("--config-dir", metavar="DIR", help="a directory with your own groups")
+    lister.set_defaults(function=_list)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from .config.compose import as_yaml, plan
+
+    configs = plan(arguments.overrides, multirun=arguments.multirun, config_dir=arguments.config_dir)
+    if arguments.cfg:
+        print("---\n".join(as_yaml(config) for config in configs), end="")
+        return 0
+    return _run_all(configs)
+
+
+def _run_all(configs: list[DictConfig]) -> int:
+    from rich.console import Console
+
+    from .report.comparison import compare, table, verdict
+    from .run import run, run_name, stamp
+
+    console = Console()
+    base = Path(configs[0].run_dir).expanduser() if configs[0].run_dir else Path("runs") / stamp()
+    summaries: list[dict[str, Any]] = []
+    directory = base
+    for number, config in enumerate(configs):
+        several = len(configs) > 1
+        directory = base / f"{number:03d}-{run_name(config)}" if several else base
+        if several:
+            console.print(f"[{number + 1}/{len(configs)}] {run_name(config)}", highlight=False, markup=False)
+        summaries.append(run(config, directory))
+    choices = configs[0].choices
+    title = f"{choices.data}, {choices.scenario}, {choices.client}, {configs[0].rounds} rounds"
+    comparison = compare(summaries)
+    console.print(table(comparison, title), soft_wrap=False)
+    if said := verdict(comparison):
+        console.print(said, highlight=False)
+    console.print(f"results: {base}", highlight=False)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from .report.comparison import compare, markdown, table, verdict
+    from .results.run_dir import find_runs, read_summary
+
+    comparison = compare([read_summary(r) for r in find_runs(arguments.runs)], arguments.at)
+    if arguments.markdown:
+        print(markdown(comparison), end="")
+    else:
+        console = Console()
+        console.print(table(comparison))
+        console.print(verdict(comparison), highlight=False)
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from .config.compose import GROUPS, choices
+    from .errors import nearest
+
+    groups = GROUPS if arguments.group is None else (arguments.group,)
+    if arguments.group is not None and arguments.group not in GROUPS:
+        raise UserError(f"'{arguments.group}': no such group{nearest(arguments.group, GROUPS)}")
+    for group in groups:
+        print(group)
+        for name, description in choices(group, arguments.config_dir).items():
+            print(f"  {name:<18} {description}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The Hydra config tree, and what turns a composed config into objects."""

@@ -1,0 +1,51 @@
+"""The typed top level of the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class RunConfig:
+    """One run. Groups are checked against the signature of the class that they name.
+
+    Parameters
+    ----------
+    scenario, data, features, client, align, strategy, engine
+        Config groups; ``fedbench list`` shows the choices.
+    rounds : int
+        Federated rounds.
+    seed : int
+        Seed of the split, the initial weights, the batches and every other draw.
+    clients_per_round : int or None
+        Clients that train in a round, drawn anew each time; ``None`` is all.
+    eval_every : int
+        Rounds between evaluations; the last round is always evaluated.
+    max_failures : float
+        Share of a round's clients that may fail before the run stops.
+    run_dir : str or None
+        Directory of the run; ``None`` makes one under ``runs/``.
+    cache_dir : str
+        Directory of cached features.
+    sweep : dict
+        Axes to run the product of, unless the command line sets them.
+    """
+
+    scenario: Any = MISSING
+    data: Any = MISSING
+    features: Any = MISSING
+    client: Any = MISSING
+    align: Any = MISSING
+    strategy: Any = MISSING
+    engine: Any = MISSING
+    rounds: int = 20
+    seed: int = 0
+    clients_per_round: int | None = None
+    eval_every: int = 1
+    max_failures: float = 0.0
+    run_dir: str | None = None
+    cache_dir: str = "${oc.env:FEDBENCH_CACHE,'~/.cache/fedbench'}"
+    sweep: dict[str, Any] = field(default_factory=dict)

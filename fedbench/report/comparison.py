@@ -1,0 +1,231 @@
+"""Runs side by side: one row a method, mean and standard deviation over seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from fedbench.errors import UserError
+
+At = Literal["final", "last_5", "best_validation"]
+_TITLES = {
+    "final": "last round",
+    "last_5": "mean of the last 5 evaluated rounds",
+    "best_validation": "best round on validation rows",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean and spread over seeds of one number; ``std`` is None for a single run."""
+
+    mean: float
+    std: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Cell:
+        """Sample standard deviation (ddof 1) where there is more than one value."""
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: its label, the seeds it was run with, and a cell for each column."""
+
+    label: str
+    seeds: list[int]
+    cells: dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of methods.
+
+    Parameters
+    ----------
+    headline : str
+        Metric of the score columns.
+    higher_is_better : bool
+        Its direction.
+    at : str
+        Which round the scores are of.
+    scores : list of str
+        Score columns: domains (or clients, where there is one domain), AVG and worst client.
+    rows : list of Row
+        One a method, in the order in which they were given.
+    """
+
+    headline: str
+    higher_is_better: bool
+    at: At
+    scores: list[str]
+    rows: list[Row]
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns in order."""
+        return [*self.scores, "STD", "MB", "s"]
+
+
+def compare(summaries: Iterable[Mapping[str, Any]], at: At = "final") -> Comparison:
+    """Group runs that differ by seed alone, and line the groups up.
+
+    Parameters
+    ----------
+    summaries : iterable of mapping
+        Contents of ``summary.json``.
+    at : {"final", "last_5", "best_validation"}
+        Round that is reported; never the best round on test rows.
+
+    Raises
+    ------
+    UserError
+        If the runs have no metric in common, or lack the round asked for.
+    """
+    summaries = list(summaries)
+    headlines = {s["headline"] for s in summaries}
+    if len(headlines) != 1:
+        raise UserError(
+            f"these runs measure different things ({', '.join(sorted(headlines))}); compare them apart"
+        )
+    for s in summaries:
+        if s[at] is None:
+            why = "it has no validation rows" if at == "best_validation" else "it was never evaluated"
+            raise UserError(f"run '{s['label']}' seed {s['seed']} has no '{at}' result: {why}")
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for s in summaries:
+        groups[json.dumps([s["label"], s["settings"]], sort_keys=True)].append(s)
+    labels = _labels([g[0] for g in groups.values()])
+    domains = list(dict.fromkeys(d for s in summaries for d in s[at]["domains"]))
+    rows = []
+    for label, group in zip(labels, groups.values(), strict=True):
+        cells = {}
+        for domain in domains:
+            values = [s[at]["domains"][domain] for s in group if domain in s[at]["domains"]]
+            if values:
+                cells[domain] = Cell.of([100 * v for v in values] if _percent(group[0]) else values)
+        for name, key in (("AVG", "avg"), ("worst", "worst_client"), ("STD", "std")):
+            values = [s[at][key] for s in group if s[at][key] is not None]
+            if values:
+                cells[name] = Cell.of([100 * v for v in values] if _percent(group[0]) else values)
+        cells["MB"] = Cell.of([sum(p["up"] + p["down"] for p in s["bytes"].values()) / 1e6 for s in group])
+        cells["s"] = Cell.of([s["timing"].get("total", 0.0) for s in group])
+        rows.append(Row(label, sorted(s["seed"] for s in group), cells))
+    first = summaries[0]
+    scores = [*domains, *(["AVG"] if len(domains) > 1 else []), "worst"]
+    return Comparison(first["headline"], first["higher_is_better"], at, scores, rows)
+
+
+def _percent(summary: Mapping[str, Any]) -> bool:
+    return bool(summary["headline"] == "accuracy")
+
+
+def _labels(groups: list[Mapping[str, Any]]) -> list[str]:
+    """Method names, with the settings in which groups of one name differ."""
+    by_name: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for g in groups:
+        by_name[g["label"]].append(g["settings"])
+    labels = []
+    for g in groups:
+        alike = by_name[g["label"]]
+        # Class names are not shown: a choice that differs has its name or other options to tell.
+        differing = [
+            key
+            for key in g["settings"]
+            if any(other.get(key) != g["settings"][key] for other in alike) and not key.endswith("_target_")
+        ]
+        shown = " ".join(f"{key}={g['settings'][key]}" for key in differing[:4])
+        labels.append(f"{g['label']} ({shown})" if shown else g["label"])
+    return labels
+
+
+def table(comparison: Comparison, title: str = "") -> Table:
+    """The comparison as a terminal table; the best value of each score column is bold."""
+    unit = "%" if comparison.headline == "accuracy" else ""
+    caption = f"{comparison.headline}{f' in {unit}' if unit else ''}, {_TITLES[comparison.at]}; "
+    caption += "STD: over domains; worst: client; MB: up and down; s: wall time"
+    seeds = {len(r.seeds) for r in comparison.rows}
+    if max(seeds) > 1:
+        caption += f"; mean ± standard deviation over {max(seeds)} seeds"
+    if len(comparison.rows) > 1 and max(seeds) < 3:
+        caption += (
+            f"; {max(seeds)} seed{'s' if max(seeds) > 1 else ''} cannot tell small differences from chance"
+        )
+    result = Table(
+        title=title or None,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    result.add_column("method", overflow="fold")
+    for column in comparison.columns:
+        result.add_column(column, justify="right", no_wrap=True)
+    best = _best(comparison)
+    for row in comparison.rows:
+        cells = [_text(row.cells.get(c), bold=best.get(c) == row.label, column=c) for c in comparison.columns]
+        result.add_row(row.label, *cells)
+    return result
+
+
+def markdown(comparison: Comparison) -> str:
+    """The comparison as a Markdown table."""
+    columns = comparison.columns
+    lines = [
+        "| method | seeds | " + " | ".join(columns) + " |",
+        "|---|---|" + "---|" * len(columns),
+    ]
+    for row in comparison.rows:
+        cells = [_text(row.cells.get(c), column=c) for c in columns]
+        lines.append(f"| {row.label} | {len(row.seeds)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _best(comparison: Comparison) -> dict[str, str]:
+    """Label of the best method of each score column, where there are several methods."""
+    if len(comparison.rows) < 2:
+        return {}
+    pick = max if comparison.higher_is_better else min
+    best = {}
+    for column in comparison.scores:
+        held = [r for r in comparison.rows if column in r.cells]
+        if held:
+            best[column] = pick(held, key=lambda r: r.cells[column].mean).label
+    return best
+
+
+def _text(cell: Cell | None, bold: bool = False, column: str = "") -> str:
+    if cell is None:
+        return "-"
+    digits = 1 if column in ("s", "MB") else 2
+    text = f"{cell.mean:.{digits}f}" + (f" ± {cell.std:.{digits}f}" if cell.std is not None else "")
+    return f"[bold]{text}[/bold]" if bold else text
+
+
+def verdict(comparison: Comparison) -> str:
+    """One honest sentence: which method is ahead, by how much, and whether the seeds can bear it."""
+    if len(comparison.rows) < 2:
+        return ""
+    column = "AVG" if "AVG" in comparison.scores else comparison.scores[0]
+    ranked = sorted(
+        (r for r in comparison.rows if column in r.cells),
+        key=lambda r: r.cells[column].mean,
+        reverse=comparison.higher_is_better,
+    )
+    first, second = ranked[0], ranked[1]
+    gap = abs(first.cells[column].mean - second.cells[column].mean)
+    said = f"{first.label} is ahead of {second.label} by {gap:.2f} in {column}"
+    spread = [r.cells[column].std for r in (first, second)]
+    if None in spread:
+        return f"{said}, on one seed; add -m seed=0,1,2 to learn whether that holds."
+    noise = max(s for s in spread if s is not None)
+    weight = "less than" if gap < noise else "more than"
+    return f"{said}, {weight} the spread over seeds ({noise:.2f})."

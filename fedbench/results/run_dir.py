@@ -1,0 +1,158 @@
+"""A run's directory: configuration, environment, metrics, checkpoints, summary and log. No pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedbench.errors import UserError
+
+Weights = Mapping[str, npt.NDArray[Any]]
+
+_PACKAGES = ("fedbench", "flwr", "ray", "torch", "torchvision", "numpy", "hydra-core")
+_CHECKPOINTS_KEPT = 2
+
+
+class RunDirectory:
+    """Directory of one run.
+
+    Parameters
+    ----------
+    path : path
+        Made if needed; must not hold a run already.
+    config : str
+        Composed configuration as YAML.
+
+    Raises
+    ------
+    UserError
+        If the directory already holds a run.
+    """
+
+    def __init__(self, path: str | Path, config: str) -> None:
+        self.path = Path(path).expanduser()
+        if (self.path / "config.yaml").exists():
+            raise UserError(f"run_dir={self.path}: already holds a run; choose another directory")
+        (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
+        self._write("config.yaml", config)
+        self._write("environment.json", json.dumps(environment(), indent=2) + "\n")
+        self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+
+    def record(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows (round, phase, scope, node, metric, value) to ``metrics.jsonl``."""
+        for row in rows:
+            self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+
+    def checkpoint(self, server_round: int, weights: Weights) -> None:
+        """Keep the global weights after a round, with a checksum; older ones but one are removed."""
+        from safetensors.numpy import save
+
+        data = save({k: np.ascontiguousarray(v) for k, v in weights.items()})
+        name = f"round-{server_round:06d}"
+        about = {"round": server_round, "sha256": hashlib.sha256(data).hexdigest()}
+        self._write(f"checkpoint/{name}.safetensors", data)
+        self._write(f"checkpoint/{name}.json", json.dumps(about) + "\n")
+        for old in sorted((self.path / "checkpoint").glob("*.json"))[:-_CHECKPOINTS_KEPT]:
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
+            old.unlink()
+
+    def summarise(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``."""
+        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Close the metrics file."""
+        self._metrics.close()
+
+    def _write(self, name: str, content: str | bytes) -> None:
+        """Write under a temporary name and rename, so that no reader sees half a file."""
+        target = self.path / name
+        partial = target.with_name(target.name + ".tmp")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.replace(target)
+
+
+def load_weights(path: str | Path) -> dict[str, npt.NDArray[Any]]:
+    """Weights of a checkpoint file.
+
+    Raises
+    ------
+    UserError
+        If the file does not match the checksum beside it.
+    """
+    from safetensors.numpy import load
+
+    path = Path(path)
+    data = path.read_bytes()
+    about = json.loads(path.with_suffix(".json").read_text())
+    if hashlib.sha256(data).hexdigest() != about["sha256"]:
+        raise UserError(f"{path}: does not match its checksum; the file is damaged")
+    return load(data)
+
+
+def weights_digest(weights: Weights) -> str:
+    """Hash of names and bytes: equal if and only if two runs ended at the same weights to the bit."""
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        digest.update(key.encode() + np.ascontiguousarray(weights[key]).tobytes())
+    return digest.hexdigest()
+
+
+def read_summary(run: str | Path) -> dict[str, Any]:
+    """Summary of a run directory.
+
+    Raises
+    ------
+    UserError
+        If the directory holds no finished run, or its summary cannot be read.
+    """
+    path = Path(run) / "summary.json"
+    if not path.is_file():
+        raise UserError(f"{run}: holds no summary.json; give the directory of a finished run")
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: is not valid JSON ({error})") from error
+    return summary
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Run directories at or below the given paths, sorted."""
+    runs: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise UserError(f"{path}: no such directory")
+        found = sorted(p.parent for p in path.rglob("summary.json"))
+        if not found:
+            raise UserError(f"{path}: holds no finished run (no summary.json in or below it)")
+        runs += found
+    return list(dict.fromkeys(runs))
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the reader of a result."""
+    import torch
+
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": versions,
+    }

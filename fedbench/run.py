@@ -1,0 +1,326 @@
+"""A run: rounds of a strategy on an engine, watched at the grid, and written down."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections import defaultdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from clients.app import record
+from clients.training import Stateless, evaluate
+from strategies.local import Params
+from strategies.seeding import generator
+
+from .bench import Bench, build
+from .config.compose import as_yaml, settings
+from .engine.grid import EngineGrid, Exchange
+from .errors import RunFailed
+from .report.split_picture import split_picture
+from .results.run_dir import RunDirectory, weights_digest
+
+log = logging.getLogger("fedbench")
+
+Sums = dict[str, float]
+_LAST = 5
+"""Evaluated rounds that the ``last_5`` figures average."""
+
+
+class Run:
+    """One run of one config, from its parts to its summary.
+
+    Parameters
+    ----------
+    bench : Bench
+        The parts.
+    directory : RunDirectory
+        Where results go.
+    """
+
+    def __init__(self, bench: Bench, directory: RunDirectory) -> None:
+        self.bench, self.directory = bench, directory
+        self.config = bench.config
+        self.task = bench.spec.task
+        self.model = Stateless(bench.spec.model(), self.task, bench.spec.device)
+        self.bytes: dict[str, dict[str, int]] = defaultdict(lambda: {"down": 0, "up": 0})
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.client_metrics: dict[str, list[float]] = defaultdict(list)
+        self.history: list[dict[str, Any]] = []
+        self.failures = 0
+        self._round = 0
+        self._exchanges: list[Exchange] = []
+        self._tests = {
+            domain: self._batch(rows) for domain, rows in bench.federation.tests.items() if len(rows)
+        }
+
+    # --- the rounds ------------------------------------------------------------------------------
+
+    def execute(self) -> dict[str, Any]:
+        """Run all rounds and return the summary, which is written too.
+
+        Raises
+        ------
+        RunFailed
+            If more clients failed in a round than ``max_failures`` allows.
+        """
+        torch.set_num_threads(1)
+        started = time.perf_counter()
+        arrays = record(self.model.initial())
+        status = "failed"
+        try:
+            with self.bench.make_grid(self._observe) as grid:
+                self.seconds["start"] = time.perf_counter() - started
+                arrays = self._prepare(grid, arrays)
+                with self._progress() as progress:
+                    bar = progress.add_task(self.bench.label, total=self.config.rounds, note="")
+                    while self._round < self.config.rounds:
+                        self._round += 1
+                        arrays = self._one_round(grid, arrays)
+                        progress.update(bar, advance=1, note=self._note())
+            status = "completed"
+        finally:
+            self.seconds["total"] = time.perf_counter() - started
+            self._checkpoint(arrays)
+            summary = self._summary(arrays, status)
+            self.directory.summarise(summary)
+            self.directory.close()
+        return summary
+
+    def _prepare(self, grid: EngineGrid, arrays: ArrayRecord) -> ArrayRecord:
+        """The strategy's phase before the rounds, if it has one."""
+        prepare = getattr(self.bench.strategy, "prepare", None)
+        started = time.perf_counter()
+        if prepare is not None:
+            arrays = prepare(grid, arrays)
+        self.seconds["prepare"] = time.perf_counter() - started
+        self._settle([])
+        return arrays
+
+    def _one_round(self, grid: EngineGrid, arrays: ArrayRecord) -> ArrayRecord:
+        strategy, config = self.bench.strategy, self.config
+        with grid.cohort(self._chosen()):
+            started = time.perf_counter()
+            messages = strategy.configure_train(self._round, arrays, ConfigRecord(), grid)
+            replies = grid.send_and_receive(messages)
+            self.seconds["train"] += time.perf_counter() - started
+        self._settle(replies)
+        started = time.perf_counter()
+        arrays = strategy.aggregate_train(self._round, replies)[0] or arrays
+        self.seconds["aggregate"] += time.perf_counter() - started
+        if self._round % config.eval_every == 0 or self._round == config.rounds:
+            started = time.perf_counter()
+            messages = strategy.configure_evaluate(self._round, arrays, ConfigRecord(), grid)
+            replies = grid.send_and_receive(messages)
+            strategy.aggregate_evaluate(self._round, replies)
+            exchanges = self._settle(replies)
+            self._evaluated(arrays, exchanges)
+            self.seconds["evaluate"] += time.perf_counter() - started
+            if self._round % max(config.rounds // 10, 1) == 0:
+                self._checkpoint(arrays)
+        return arrays
+
+    def _chosen(self) -> list[int] | None:
+        """Partitions of this round's clients: a function of (seed, round) and of nothing else."""
+        count = self.config.clients_per_round
+        if count is None:
+            return None
+        rng = generator(self.config.seed, "clients", self._round)
+        chosen: list[int] = rng.choice(len(self.bench.federation.clients), count, replace=False).tolist()
+        return chosen
+
+    # --- what is observed ------------------------------------------------------------------------
+
+    def _observe(self, exchange: Exchange) -> None:
+        books = self.bytes["rounds" if self._round else "prepare"]
+        books["down"] += exchange.down
+        books["up"] += exchange.up
+        if exchange.phase != "evaluate":
+            for key, value in exchange.metrics.items():
+                self.client_metrics[key].append(value)
+        self._exchanges.append(exchange)
+
+    def _settle(self, replies: list[Message]) -> list[Exchange]:
+        """Write down what was observed since the last call, and stop if too many clients failed."""
+        exchanges, self._exchanges = self._exchanges, []
+        self.directory.record(
+            self._row(e.phase, "client", e.node, key, value)
+            for e in exchanges
+            for key, value in e.metrics.items()
+        )
+        failed = [e for e in exchanges if e.error is not None]
+        self.failures += len(failed)
+        for e in failed:
+            log.error("client %d failed in round %d (%s):\n%s", e.node, self._round, e.phase, e.error)
+        if failed and len(failed) > self.config.max_failures * max(len(exchanges), len(replies), 1):
+            last = (failed[0].error or "").strip().splitlines()[-1]
+            raise RunFailed(
+                f"{len(failed)} of {len(exchanges)} clients failed in round {self._round}, more than "
+                f"max_failures={self.config.max_failures} allows; client {failed[0].node}: {last}"
+            )
+        return exchanges
+
+    def _row(self, phase: str, scope: str, node: Any, metric: str, value: float) -> dict[str, Any]:
+        return {
+            "round": self._round,
+            "phase": phase,
+            "scope": scope,
+            "node": node,
+            "metric": metric,
+            "value": value,
+        }
+
+    # --- evaluation ------------------------------------------------------------------------------
+
+    def _batch(self, rows: np.ndarray[Any, Any]) -> dict[str, torch.Tensor]:
+        data = self.task.gather(self.bench.spec.arrays, rows)
+        data["weight"] = torch.ones(len(rows))
+        return self.model.to_device(data)
+
+    def _evaluated(self, arrays: ArrayRecord, exchanges: list[Exchange]) -> None:
+        """Scores of the global model by domain, and of every client on its own rows."""
+        params: Params = self.model.to_device({k: torch.from_numpy(v.numpy()) for k, v in arrays.items()})
+        headline = self.task.headline
+        domains = {d: self.task.scores(evaluate(self.model, params, b)) for d, b in self._tests.items()}
+        clients, val = {}, dict.fromkeys(self.task.sums, 0.0)
+        for e in exchanges:
+            if e.error is None:
+                for key in val:
+                    val[key] += e.metrics[f"val_{key}"]
+                if e.metrics["test_count"]:
+                    sums = {key: e.metrics[f"test_{key}"] for key in self.task.sums}
+                    clients[e.node] = self.task.scores(sums)[headline]
+        values = [scores[headline] for scores in domains.values()]
+        worst = min if self.task.higher_is_better else max
+        point: dict[str, Any] = {
+            "round": self._round,
+            "domains": {d: scores[headline] for d, scores in domains.items()},
+            "avg": statistics.fmean(values),
+            "std": statistics.pstdev(values),
+            "loss": {d: scores["loss"] for d, scores in domains.items()},
+            "clients": {str(k): v for k, v in clients.items()},
+            "worst_client": worst(clients.values()) if clients else None,
+            "val": self.task.scores(val)[headline] if val["count"] else None,
+        }
+        self.history.append(point)
+        rows = [self._row("evaluate", "domain", d, k, v) for d, s in domains.items() for k, v in s.items()]
+        rows += [
+            self._row("evaluate", "global", None, f"{headline}_{key}", point[key])
+            for key in ("avg", "std", "val")
+            if point[key] is not None
+        ]
+        self.directory.record(rows)
+        log.info("round %d/%d %s", self._round, self.config.rounds, self._note())
+
+    def _note(self) -> str:
+        return f"{self.task.headline} {self.history[-1]['avg']:.4f}" if self.history else ""
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description:>16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+
+    # --- the summary -----------------------------------------------------------------------------
+
+    def _checkpoint(self, arrays: ArrayRecord) -> None:
+        self.directory.checkpoint(self._round, {k: v.numpy() for k, v in arrays.items()})
+
+    def _summary(self, arrays: ArrayRecord, status: str) -> dict[str, Any]:
+        """Everything that a comparison reads; only ``timing`` depends on the clock."""
+        validated = [p for p in self.history if p["val"] is not None]
+        sign = 1 if self.task.higher_is_better else -1
+        best = max(validated, key=lambda p: sign * p["val"]) if validated else None
+        return {
+            "status": status,
+            "label": self.bench.label,
+            "seed": self.config.seed,
+            "choices": OmegaConf.to_container(self.config.choices),
+            "settings": settings(self.config),
+            "task": self.task.kind,
+            "headline": self.task.headline,
+            "higher_is_better": self.task.higher_is_better,
+            "rounds": self._round,
+            "clients": len(self.bench.federation.clients),
+            "final": self.history[-1] if self.history else None,
+            "last_5": _mean_point(self.history[-_LAST:]) if self.history else None,
+            "best_validation": best,
+            "history": [{k: p[k] for k in ("round", "avg", "val")} for p in self.history],
+            "bytes": {k: dict(v) for k, v in sorted(self.bytes.items())},
+            "client_metrics": {k: statistics.fmean(v) for k, v in sorted(self.client_metrics.items())},
+            "diagnostics": dict(sorted(getattr(self.bench.strategy, "diagnostics", {}).items())),
+            "failures": self.failures,
+            "weights_sha256": weights_digest({k: v.numpy() for k, v in arrays.items()}),
+            "timing": {k: round(v, 3) for k, v in self.seconds.items()},
+        }
+
+
+def _mean_point(points: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean over evaluated rounds of what a comparison shows."""
+    names = points[0]["domains"]
+    worst = [p["worst_client"] for p in points if p["worst_client"] is not None]
+    return {
+        "rounds": [p["round"] for p in points],
+        "domains": {d: statistics.fmean(p["domains"][d] for p in points) for d in names},
+        "avg": statistics.fmean(p["avg"] for p in points),
+        "std": statistics.fmean(p["std"] for p in points),
+        "worst_client": statistics.fmean(worst) if worst else None,
+    }
+
+
+def run(config: DictConfig, directory: str | Path) -> dict[str, Any]:
+    """Run one composed config into a new directory and return its summary.
+
+    Parameters
+    ----------
+    config : DictConfig
+        From :func:`fedbench.config.compose.plan`.
+    directory : path
+        Made only once every part of the run could be built.
+
+    Raises
+    ------
+    UserError, ScenarioError, ClientError
+        For a mistake in what was asked for; nothing is written then.
+    RunFailed
+        If too many clients failed; what the run had is kept.
+    """
+    for name in ("flwr", "ray"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    bench = build(config)
+    written = RunDirectory(directory, as_yaml(config))
+    handler = logging.FileHandler(Path(directory).expanduser() / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        title = f"{config.choices.data}, {config.choices.scenario}, seed {config.seed}"
+        split_picture(bench.federation, written.path / "split.png", title=title)
+        return Run(bench, written).execute()
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def run_name(config: DictConfig) -> str:
+    """Name of a run's directory that says what it was."""
+    parts = config.choices
+    align = [] if parts.align in ("none", parts.strategy) else [parts.align]
+    return "-".join([parts.strategy, *align, parts.scenario, parts.data, f"s{config.seed}"])
+
+
+def stamp() -> str:
+    """Local date and time, for directory names."""
+    return datetime.now().strftime("%Y%m%d-%H%M%S")
