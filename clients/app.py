@@ -17,7 +17,7 @@ from strategies.local import Action, Batch, DataRule, Examples, LocalRule, Param
 from strategies.seeding import generator, torch_seed
 
 from .errors import ClientError
-from .tasks.base import Arrays, Task
+from .tasks.base import Arrays, Rows, Task
 from .training import Stateless, Training, evaluate, train_client
 
 _KEPT = "fedbench-kept"
@@ -82,9 +82,9 @@ class _Node:
         self.model = Stateless(spec.model(), spec.task, spec.device)
         self.optimizer = spec.training.build_optimizer()
 
-    def batch(self, arrays: Arrays, rows: npt.NDArray[np.int64]) -> Batch:
+    def batch(self, arrays: Arrays, rows: Rows) -> Batch:
         data = self.spec.task.gather(arrays, rows)
-        data["weight"] = torch.ones(len(rows))
+        data["weight"] = torch.ones(len(next(iter(data.values()))))
         return {k: v.to(self.model.device) for k, v in data.items()}
 
     def examples(self, node: int) -> Examples:
@@ -101,12 +101,12 @@ class _Node:
     def training_data(self, node: int, context: Context) -> tuple[Batch, int]:
         """Training rows with ``weight``, and the number of examples to report."""
         spec = self.spec
-        rows = spec.splits[node].train
-        arrays, weight = spec.arrays, len(rows)
+        rows: Rows = spec.splits[node].train
+        arrays, weight = spec.arrays, len(spec.splits[node].train)
         if spec.data_rule is not None:
             changed = spec.data_rule.training_set(context, self.examples(node))
-            arrays, rows = {"x": changed.x, "y": changed.y}, np.arange(len(changed.y))
-            weight = len(rows) if changed.weight is None else changed.weight
+            arrays, rows = {"x": changed.x, "y": changed.y}, slice(None)
+            weight = len(changed.y) if changed.weight is None else changed.weight
         return self.batch(arrays, rows), 1 if spec.training.weighting == "uniform" else weight
 
     def round(self, message: Message, context: Context, node: int, steps: int) -> Round:
@@ -118,7 +118,7 @@ class _Node:
             raise ClientError(
                 "the message has no record 'arrays'; the strategy's arrayrecord_key must be 'arrays'"
             )
-        received = records.pop("arrays")
+        received = self.model.to_device(records.pop("arrays"))
         kept = context.state.array_records.get(_KEPT)
         seed = torch_seed(self.spec.seed, "rule", server_round, node)
         return Round(

@@ -68,7 +68,8 @@ class Adam:
     def init(self, params: Params) -> State:
         """Zero moments; the step count is a tensor so that clients of a cohort may differ in it."""
         zeros = {k: torch.zeros_like(p) for k, p in params.items()}
-        count = torch.zeros((), device=next(iter(params.values())).device)
+        # float64: in float32, 1 - 0.999 is off by 1e-5 of itself.
+        count = torch.zeros((), dtype=torch.float64, device=next(iter(params.values())).device)
         return {"first": zeros, "second": dict(zeros), "count": {"t": count}}
 
     def step(self, params: Params, grads: Params, state: State, lr: float | Tensor) -> tuple[Params, State]:
@@ -79,5 +80,8 @@ class Adam:
         first = {k: b1 * state["first"][k] + (1 - b1) * g for k, g in grads.items()}
         second = {k: b2 * state["second"][k] + (1 - b2) * g * g for k, g in grads.items()}
         scale, root = lr / (1 - b1**t), (1 - b2**t).sqrt()
-        moved = {k: p - scale * first[k] / (second[k].sqrt() / root + self.eps) for k, p in params.items()}
+        moved = {}
+        for k, p in params.items():
+            spread = second[k].sqrt() / root.to(p.dtype) + self.eps
+            moved[k] = p - scale.to(p.dtype) * first[k] / spread
         return moved, {"first": first, "second": second, "count": {"t": t}}

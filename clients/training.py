@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,12 @@ from torch.func import functional_call
 
 from strategies.local import Batch, LocalRule, Params, Round
 
+from .errors import ClientError
 from .optim import SGD, Adam, Optimizer, State
 from .tasks.base import Task
+
+OptimizerName = Literal["sgd", "adam"]
+Weighting = Literal["examples", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Training:
         Weight that a client reports for averaging: its number of training rows, or 1.
     """
 
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: OptimizerName = "sgd"
     lr: float = 0.05
     lr_decay: float = 1.0
     momentum: float = 0.0
@@ -53,9 +57,12 @@ class Training:
     epochs: int = 1
     steps: int | None = None
     replace: bool = False
-    weighting: Literal["examples", "uniform"] = "examples"
+    weighting: Weighting = "examples"
 
     def __post_init__(self) -> None:
+        for name, known in (("optimizer", get_args(OptimizerName)), ("weighting", get_args(Weighting))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name, low in (("lr", 0.0), ("lr_decay", 0.0), ("batch_size", 1), ("epochs", 1), ("steps", 1)):
             value = getattr(self, name)
             if value is not None and (value < low or (low == 0.0 and value == 0.0)):
@@ -91,7 +98,19 @@ class Training:
             Keyed by (seed, round, node).
         smallest : int
             Batches below this size are left out (BatchNorm cannot train on one row).
+
+        Raises
+        ------
+        ClientError
+            If no batch could reach ``smallest``.
         """
+        if self.batch_size < smallest:
+            raise ClientError(
+                f"batch_size: a model with BatchNorm needs {smallest} or more rows a batch, "
+                f"got {self.batch_size}"
+            )
+        if rows == 0:
+            return []
         if self.replace:
             return list(rng.integers(rows, size=(self.steps or 1, min(self.batch_size, rows))))
         batches: list[npt.NDArray[np.int64]] = []
@@ -119,6 +138,7 @@ class Stateless:
         self.trainable = frozenset(k for k, p in module.named_parameters() if p.requires_grad)
         self.shared = tuple(k for k, v in module.state_dict(keep_vars=True).items() if v.is_floating_point())
         self._fixed = {k: b for k, b in module.named_buffers() if not b.is_floating_point()}
+        self._dtypes = {k: v.dtype for k, v in module.state_dict().items()}
         self.has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
 
     def initial(self) -> Params:
@@ -132,8 +152,11 @@ class Stateless:
         return functional_call(self.module, {**params, **fixed}, self.task.inputs(batch))
 
     def to_device(self, params: Mapping[str, Tensor]) -> Params:
-        """Tensors on the model's device."""
-        return {k: v.to(self.device) for k, v in params.items()}
+        """Tensors on the model's device; those with a name of the model's, in the model's type.
+
+        Flower's FedAdam, for one, hands float32 parameters back as float64.
+        """
+        return {k: v.to(self.device, self._dtypes.get(k, v.dtype)) for k, v in params.items()}
 
 
 Differentiate = Callable[[Callable[[Params], Tensor], Params], tuple[Params, Tensor]]

@@ -58,9 +58,12 @@ def cached_features(
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written under a name of its own and renamed, so that no other run ever sees half a file.
         partial = path.with_suffix(f".{os.getpid()}.tmp")
-        with partial.open("wb") as file:
-            np.save(file, features)
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                np.save(file, features)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from clients.errors import ClientError
+from clients.errors import ClientError, first_line
 
 from .base import Extractor, Normalise, file_hash
 from .images import require_images, run_network
@@ -36,7 +36,9 @@ class ClipFeatures(Extractor):
     model : str
         Architecture known to open_clip, e.g. ``"ViT-B-16"`` (512 features).
     weights : str
-        Path of a checkpoint file, or a tag of open_clip's such as ``"openai"``, which is downloaded.
+        Path of a checkpoint file, or a tag of open_clip's such as ``"openai"``, which is downloaded. A tag
+        says whether its weights were trained with QuickGELU, and that is then used; a file does not:
+        OpenAI's weights as a file need ``model="ViT-B-16-quickgelu"``.
     normalise : {"none", "l2"}
         Scale each vector to unit length, of training and test data alike.
 
@@ -68,15 +70,14 @@ class ClipFeatures(Extractor):
                 f"features.model: open_clip has no model '{self.model}'; see open_clip.list_models()"
             )
         try:
-            clip = open_clip.create_model(self.model, pretrained=self.weights)
-        except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+            tag = open_clip.get_pretrained_cfg(self.model, self.weights)
+            quick = bool(tag.get("quick_gelu"))
+            clip = open_clip.create_model(self.model, pretrained=self.weights, force_quick_gelu=quick)
+        except Exception as error:  # a file of another kind raises whatever its bytes lead to
             raise ClientError(
-                f"features.weights: '{self.weights}' gave no weights of {self.model} ({reason}); "
+                f"features.weights: '{self.weights}' gave no weights of {self.model} ({first_line(error)}); "
                 "give the path of a checkpoint file or one of open_clip's tags"
             ) from error
-        size = clip.visual.image_size
-        side = size[0] if isinstance(size, tuple) else size
-        return run_network(
-            _ImageEncoder(clip), x, side, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-        )
+        tower = clip.visual
+        side = tower.image_size[0] if isinstance(tower.image_size, tuple) else tower.image_size
+        return run_network(_ImageEncoder(clip), x, side, tower.image_mean, tower.image_std)

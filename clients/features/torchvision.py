@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from clients.errors import ClientError
+from clients.errors import ClientError, first_line
 
 from .base import Extractor, Normalise, file_hash
 from .images import require_images, run_network
@@ -75,20 +75,19 @@ class TorchvisionFeatures(Extractor):
                     f"features.weights: '{self.weights}' is no file and could not be downloaded ({error}); "
                     "give the path of a state-dict file or 'DEFAULT'"
                 ) from error
-        last = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
-        parent, _, child = last.rpartition(".")
+        linear = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
+        if not linear:
+            raise ClientError(f"features.model: '{self.model}' has no linear layer to read the input of")
+        parent, _, child = linear[-1].rpartition(".")
         setattr(network.get_submodule(parent), child, nn.Identity())
         return network
 
 
 def load_state(network: nn.Module, path: Path) -> None:
     """Load a state-dict file into a network, or say what does not fit."""
-    import pickle
-
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a file of another kind raises whatever its bytes lead to
         raise ClientError(
-            f"features.weights: '{path}' is not a state dict of this model ({reason})"
+            f"features.weights: '{path}' is not a state dict of this model ({first_line(error)})"
         ) from error

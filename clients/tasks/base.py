@@ -13,6 +13,7 @@ from torch import Tensor
 from strategies.local import Batch
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+Rows = npt.NDArray[np.int64] | slice
 
 
 class Task(ABC):
@@ -32,8 +33,8 @@ class Task(ABC):
     """Direction of the headline."""
 
     @abstractmethod
-    def gather(self, arrays: Arrays, rows: npt.NDArray[np.int64]) -> Batch:
-        """Rows of the data set as tensors, without ``weight``."""
+    def gather(self, arrays: Arrays, rows: Rows) -> Batch:
+        """Rows of the data set as tensors, without ``weight``; all of them for ``slice(None)``."""
 
     @abstractmethod
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from strategies.local import Batch
 
-from .base import Arrays, Task
+from .base import Arrays, Rows, Task
 
 
 class Classification(Task):
@@ -23,10 +21,10 @@ class Classification(Task):
     headline = "accuracy"
     higher_is_better = True
 
-    def gather(self, arrays: Arrays, rows: npt.NDArray[np.int64]) -> Batch:
+    def gather(self, arrays: Arrays, rows: Rows) -> Batch:
         """``x`` as float32 (uint8 images scaled to 0..1) and ``y`` as int64."""
         x = torch.from_numpy(arrays["x"][rows])
-        x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+        x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
         return {"x": x, "y": torch.from_numpy(arrays["y"][rows]).long()}
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:

@@ -189,7 +189,7 @@ class Policy:
         _check("policy", name, get_args(PolicyName))
         if own is not None and name not in ("single", "multi"):
             raise ValueError(f"own: policy '{name}' fixes it, got {own}; one of single, multi takes it")
-        if foreign is not None and name != "multi":
+        if foreign is not None and name != "multi" and not (name == "single" and foreign == 0):
             raise ValueError(f"foreign: policy '{name}' fixes it, got {foreign}; one of multi takes it")
         default = _POLICIES[name]
         return cls(

@@ -253,17 +253,20 @@ class GGEUR(Strategy):
     # --- state -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Delivered geometry, options and recipients, with the wrapped strategy's own state."""
+        """Delivered geometry and options, with the wrapped strategy's own state."""
         inner: Any = getattr(self.strategy, "state_dict", dict)()
-        state: dict[str, Any] = {"strategy": inner, "delivered": sorted(self._delivered)}
+        state: dict[str, Any] = {"strategy": inner}
         if self.delivery is not None:
             state["pack"] = {k: v.numpy() for k, v in self.delivery.array_records[PACK].items()}
             state["options"] = dict(self.delivery.config_records[OPTIONS])
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave; :meth:`prepare` is then not called again."""
-        self._delivered = set(state["delivered"])
+        """Take up what :meth:`state_dict` gave; :meth:`prepare` is then not called again.
+
+        Clients are sent the geometry anew before they next train: whether they still have it is not known.
+        """
+        self._delivered = set()
         if "pack" in state:
             pack = ArrayRecord({k: Array(v) for k, v in state["pack"].items()})
             self.delivery = RecordDict({PACK: pack, OPTIONS: ConfigRecord(state["options"])})

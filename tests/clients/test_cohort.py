@@ -1,0 +1,210 @@
+"""The contract of local rules: one client at a time, or a cohort under ``vmap``, with the same result.
+
+Every rule that ``strategies`` exports is found and held to it. A rule that needs more of the server than
+``CONFIG`` gives has its records in ``SENT``.
+"""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from torch.func import vmap
+
+import strategies
+from clients.models.cnn import CNN
+from clients.models.linear import Linear
+from clients.models.mlp import MLP
+from clients.optim import SGD, Adam
+from clients.tasks.classification import Classification
+from clients.training import Stateless, Training, differentiate_functionally, local_step, train_client
+from strategies import LocalRule, Round
+
+RULES = sorted(
+    (c for c in vars(strategies).values() if inspect.isclass(c) and issubclass(c, LocalRule)),
+    key=lambda c: c.__name__,
+)
+CONFIG = {"server-round": 1, "proximal-mu": 0.1}
+SENT = {}
+"""Rule to a function from the received parameters to the records that are sent with them."""
+
+MODELS = {
+    "linear": lambda: Linear((1, 16, 16), 4),
+    "mlp": lambda: MLP((1, 16, 16), 4, hidden=(12, 8)),
+    "cnn": lambda: CNN((1, 16, 16), 4),
+}
+OPTIMIZERS = {
+    "sgd": SGD(),
+    "momentum": SGD(momentum=0.9, weight_decay=0.01, nesterov=True),
+    # With the usual eps, a gradient of about 0 makes a step of any size out of float32's rounding.
+    "adam": Adam(eps=1e-3, weight_decay=0.01),
+}
+TRAINING = Training(batch_size=4, epochs=2)
+SIZES = (3, 9, 14)
+RATES = (0.03, 0.02, 0.01)
+PADDING = 3.0
+
+
+class Case:
+    """Three clients of unequal size, each with its own data, plan, learning rate and kept tensors."""
+
+    def __init__(self, rule, model, optimizer, dtype):
+        torch.manual_seed(0)
+        self.rule, self.optimizer = rule, OPTIMIZERS[optimizer]
+        self.model = Stateless(MODELS[model]().to(dtype), Classification())
+        self.received = self.model.initial()
+        self.data = [
+            {
+                "x": torch.randn(n, 1, 16, 16, dtype=dtype),
+                "y": torch.randint(0, 4, (n,)),
+                "weight": torch.ones(n, dtype=dtype),
+            }
+            for n in SIZES
+        ]
+        self.plans = [TRAINING.plan(n, np.random.default_rng(n)) for n in SIZES]
+        self.kept = [
+            {
+                k: v + 0.01 * torch.randn_like(v) if v.is_floating_point() else v
+                for k, v in rule.keep(self.received).items()
+            }
+            for _ in SIZES
+        ]
+        self.sent = SENT[type(rule)](self.received) if type(rule) in SENT else {}
+
+    def round(self, kept, steps, lr):
+        return Round(
+            model=self.model,
+            task_loss=self.model.task.loss,
+            received=self.received,
+            trainable=self.model.trainable,
+            kept=kept,
+            sent=self.sent,
+            config=CONFIG,
+            steps=steps,
+            lr=lr,
+        )
+
+    def finish(self, params, round):
+        """What a client hands back, as nested dicts of tensors."""
+        upload = self.rule.end(params, round)
+        metrics = {k: torch.as_tensor(v) for k, v in upload.metrics.items()}
+        return {
+            "params": params,
+            "arrays": upload.arrays,
+            "kept": upload.kept,
+            "metrics": metrics,
+            **upload.extra,
+        }
+
+    def one_by_one(self):
+        """Each client through ``train_client``."""
+        for data, plan, kept, lr in zip(self.data, self.plans, self.kept, RATES, strict=True):
+            now = self.round(kept, len(plan), lr)
+            params, _ = train_client(self.rule, self.optimizer, now, data, plan)
+            yield self.finish(params, now)
+
+    def batch(self, client, step):
+        """A batch of the plan, padded to full width with rows of weight 0."""
+        width = max(len(rows) for plan in self.plans for rows in plan)
+        plan, data = self.plans[client], self.data[client]
+        rows = plan[step] if step < len(plan) else plan[0][:0]
+        batch = {k: v[torch.from_numpy(rows)] for k, v in data.items()}
+        fill = {"x": PADDING, "y": 0, "weight": 0}
+        return {
+            k: torch.cat([v, v.new_full((width - len(rows), *v.shape[1:]), fill[k])])
+            for k, v in batch.items()
+        }
+
+    def together(self):
+        """All clients step by step under ``vmap``; steps past a client's plan are masked."""
+        steps = torch.tensor([len(plan) for plan in self.plans])
+        mine = (stack(self.kept), steps, torch.tensor(RATES, dtype=self.data[0]["x"].dtype))
+
+        def begin(*mine):
+            params = self.rule.begin(self.round(*mine))
+            moving = {k: v for k, v in params.items() if k in self.model.trainable}
+            return params, self.optimizer.init(moving)
+
+        def step(params, state, batch, *mine):
+            params, state, _ = local_step(
+                self.rule,
+                self.optimizer,
+                params,
+                state,
+                batch,
+                self.round(*mine),
+                differentiate=differentiate_functionally,
+            )
+            return params, state
+
+        def end(params, *mine):
+            return self.finish(params, self.round(*mine))
+
+        at = vmap(begin)(*mine)
+        for t in range(int(steps.max())):
+            batch = stack([self.batch(client, t) for client in range(len(SIZES))])
+            at = masked(t < steps, vmap(step)(*at, batch, *mine), at)
+        return vmap(end)(at[0], *mine)
+
+
+def stack(dicts):
+    return {k: torch.stack([d[k] for d in dicts]) for k in dicts[0]}
+
+
+def masked(live, new, old):
+    """``new`` for the clients that are ``live``, ``old`` for the others, through tuples and dicts."""
+    if isinstance(new, tuple):
+        return tuple(masked(live, a, b) for a, b in zip(new, old, strict=True))
+    if isinstance(new, dict):
+        return {k: masked(live, new[k], old[k]) for k in new}
+    return torch.where(live.view(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def assert_contract(rule, model, optimizer, dtype, tolerance):
+    case = Case(rule, model, optimizer, dtype)
+    assert len({len(plan) for plan in case.plans}) == 3
+    cohort = case.together()
+    for client, alone in enumerate(case.one_by_one()):
+        moved = max(float((alone["params"][k] - v).abs().max()) for k, v in case.received.items())
+        assert moved > 1e-3
+        for part, tensors in alone.items():
+            assert tensors.keys() == cohort[part].keys()
+            for key, tensor in tensors.items():
+                got = cohort[part][key][client]
+                assert got.dtype == tensor.dtype
+                torch.testing.assert_close(got, tensor, rtol=0, atol=tolerance)
+
+
+def test_rules_are_found():
+    assert {"LocalRule", "FedProxRule"} <= {rule.__name__ for rule in RULES}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("rule", RULES, ids=lambda c: c.__name__)
+def test_a_cohort_trains_as_its_clients_do_one_by_one(rule, model, optimizer, dtype):
+    assert_contract(rule(), model, optimizer, dtype, 1e-12 if dtype == torch.float64 else 1e-6)
+
+
+class EverythingRule(LocalRule):
+    """Uses all that a round has and all that an upload can hold, in one rule."""
+
+    def keep(self, received):
+        return {k: torch.zeros_like(v) for k, v in received.items()}
+
+    def begin(self, round):
+        return {k: v + 0.1 * round.kept[k] for k, v in round.received.items()}
+
+    def gradient(self, grads, params, round):
+        return {k: g + round.kept[k] + 0.01 * params[k] for k, g in grads.items()}
+
+    def end(self, params, round):
+        moved = {k: (v - round.received[k]) / (round.steps * round.lr) for k, v in params.items()}
+        size = sum((v**2).sum() for v in moved.values())
+        return strategies.Upload(arrays=params, kept=moved, extra={"moved": moved}, metrics={"size": size})
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_part_of_a_rule_runs_in_a_cohort(optimizer):
+    assert_contract(EverythingRule(), "mlp", optimizer, torch.float64, 1e-9)
