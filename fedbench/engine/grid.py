@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import Array, Message, RecordDict
 from flwr.serverapp import Grid
 
 RUN_ID = 1
@@ -78,6 +78,10 @@ class EngineGrid(Grid):
         self.busy_seconds = 0.0
         self._visible: list[int] | None = None
         self._pulled: dict[str, Message] = {}
+
+    @classmethod
+    def check(cls, **options: Any) -> None:
+        """Raise ValueError, starting with the name of the option, for a value that cannot be."""
 
     @abstractmethod
     def execute(self, messages: list[Message]) -> list[Outcome]:
@@ -168,12 +172,11 @@ def partition_of(message: Message) -> int:
 def payload_bytes(content: RecordDict) -> int:
     """Bytes of the numbers and strings in a message; see :class:`Exchange`."""
     total = 0
-    for arrays in content.array_records.values():
-        for array in arrays.values():
-            total += math.prod(array.shape) * np.dtype(array.dtype).itemsize
-    numbers: list[Any] = [*content.metric_records.values(), *content.config_records.values()]
-    for scalars in numbers:
-        for value in scalars.values():
+    for record in content.values():
+        for value in record.values():
+            if isinstance(value, Array):
+                total += math.prod(value.shape) * np.dtype(value.dtype).itemsize
+                continue
             items = value if isinstance(value, list) else [value]
             total += sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in items)
     return total

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from flwr.app import Message, RecordDict
-from ray.exceptions import RayActorError
+from flwr.app import Array, Message, RecordDict
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from .grid import EngineGrid, Observer, Outcome, identify_as_server, partition_of
 from .worker import AppFactory, failure, run_client
@@ -20,6 +20,8 @@ from .worker import AppFactory, failure, run_client
 _ATTEMPTS = 3
 """Workers that may die on one list before the list is taken to be what kills them."""
 
+_BUFFER_BYTES = 1 << 16
+"""Arrays from this size on travel as buffers; for smaller ones that costs more than copying them."""
 
 _IDLE: dict[tuple[float, float], list[Any]] = {}
 """Workers between runs, by their share of a CPU and of a GPU."""
@@ -66,6 +68,7 @@ class _Worker:
         # On shared virtual CPUs, threads inside an operation wait for each other.
         torch.set_num_threads(1)
         identify_as_server()
+        _send_arrays_as_buffers()
         logging.getLogger("flwr").setLevel(logging.WARNING)
         self._contents: dict[int, RecordDict] = {}
 
@@ -75,8 +78,9 @@ class _Worker:
         self._contents = {}
 
     def run(
-        self, jobs: list[_Job], keys: list[int], pinned: dict[int, Any], *contents: RecordDict
+        self, _ready: None, jobs: list[_Job], keys: list[int], pinned: dict[int, Any], *contents: RecordDict
     ) -> list[tuple[Outcome, _State | None]]:
+        # Where serve failed, so does its result as an argument: no worker goes on with an app of before.
         now = dict(zip(keys, contents, strict=True))
         self._contents = {k: c for k, c in self._contents.items() if k in pinned} | now
         for key in pinned.keys() - self._contents.keys():
@@ -146,22 +150,32 @@ class RayGrid(EngineGrid):
         address: str | None = None,
     ) -> None:
         super().__init__(sizes, observer)
-        if workers is not None and workers < 1:
-            raise ValueError(f"workers: must be 1 or more, got {workers}")
-        if gpus_per_worker < 0:
-            raise ValueError(f"gpus_per_worker: must be 0 or more, got {gpus_per_worker}")
+        self.check(workers=workers, gpus_per_worker=gpus_per_worker)
         start_ray(address, workers)
         count = workers or _default_workers(gpus_per_worker)
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+        if count * gpus_per_worker > gpus + 1e-6:
+            raise ValueError(f"gpus_per_worker: {count} of {gpus_per_worker} are more than the {gpus:g} GPUs")
         # A worker is one thread; where more workers than cores are asked for, they share cores.
         share = min(1.0, ray.cluster_resources().get("CPU", 1.0) / count)
+        _dismiss_idle(except_for=(share, gpus_per_worker))
         self._idle = _IDLE.setdefault((share, gpus_per_worker), [])
         self._actor: Any = ray.remote(num_cpus=share, num_gpus=gpus_per_worker)(_Worker)
         self._app = ray.put(app_factory)
+        self._ready: dict[Any, Any] = {}
         self._workers = [self._hire() for _ in range(min(count, max(len(self.sizes), 1)))]
         self._states: dict[int, _State] = {}
         self._seconds: dict[tuple[str, int], float] = {}
         self._contents = 0
         self._pinned: dict[int, Any] = {}
+
+    @classmethod
+    def check(cls, *, workers: int | None = None, gpus_per_worker: float = 0.0, **_: Any) -> None:
+        """Raise ValueError for numbers that cannot be."""
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers: must be 1 or more, got {workers}")
+        if gpus_per_worker < 0:
+            raise ValueError(f"gpus_per_worker: must be 0 or more, got {gpus_per_worker}")
 
     def execute(self, messages: list[Message]) -> list[Outcome]:
         """Push one work list to each worker and gather the outcomes."""
@@ -180,7 +194,7 @@ class RayGrid(EngineGrid):
             index, work, attempt = running.pop(done[0])
             try:
                 results = ray.get(done[0])
-            except RayActorError as error:
+            except (RayActorError, OutOfMemoryError) as error:
                 if attempt == _ATTEMPTS:
                     raise RuntimeError(
                         f"{_ATTEMPTS} workers died one after the other on the clients "
@@ -195,6 +209,8 @@ class RayGrid(EngineGrid):
                 self._seconds[job.shell.metadata.message_type, node] = outcome.seconds
                 if state:
                     self._states[node] = state
+                else:
+                    self._states.pop(node, None)
         needed = frozenset().union(*(s.contents for s in self._states.values()))
         self._pinned = {k: ref for k, ref in (self._pinned | refs).items() if k in needed}
         return [outcomes[i] for i in range(len(messages))]
@@ -222,12 +238,13 @@ class RayGrid(EngineGrid):
     def _submit(self, index: int, work: _WorkList, refs: dict[int, Any]) -> Any:
         keys = sorted({job.content for job in work.jobs})
         contents = [refs[k] for k in keys]
-        return self._workers[index].run.remote(work.jobs, keys, self._pinned, *contents)
+        worker = self._workers[index]
+        return worker.run.remote(self._ready[worker], work.jobs, keys, self._pinned, *contents)
 
     def _hire(self) -> Any:
         """A worker that an earlier run of this process left, or a new one."""
         worker = self._idle.pop() if self._idle else self._actor.remote()
-        worker.serve.remote(self._app, len(self.sizes))
+        self._ready[worker] = worker.serve.remote(self._app, len(self.sizes))
         return worker
 
     def close(self) -> None:
@@ -239,12 +256,41 @@ class RayGrid(EngineGrid):
 def start_ray(address: str | None = None, workers: int | None = None) -> None:
     """Start or join Ray once a process, without dashboard, telemetry or chatter."""
     if ray.is_initialized():
+        _send_arrays_as_buffers()
         return
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         options |= {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, workers or 0)}
         address = "local"
     ray.init(address=address, **options)
+    _send_arrays_as_buffers()
+
+
+def _send_arrays_as_buffers() -> None:
+    """Let this process copy the bytes of arrays once into the object store, and not through a pickle."""
+    ray.util.register_serializer(Array, serializer=_pack, deserializer=_unpack)
+
+
+def _pack(array: Array) -> tuple[str, tuple[int, ...], str, bytes | pickle.PickleBuffer]:
+    data = array.data
+    buffer = data if len(data) < _BUFFER_BYTES else pickle.PickleBuffer(data)
+    return array.dtype, array.shape, array.stype, buffer
+
+
+def _unpack(packed: tuple[str, tuple[int, ...], str, bytes | memoryview]) -> Array:
+    dtype, shape, stype, data = packed
+    array = Array.__new__(Array)  # as unpickling does; the constructor would check all arguments again
+    array.__dict__.update(dtype=dtype, shape=shape, stype=stype, data=bytes(data))
+    return array
+
+
+def _dismiss_idle(except_for: tuple[float, float]) -> None:
+    """End idle workers of other shares: the CPUs and GPUs that they hold would be missing."""
+    for shares, idle in _IDLE.items():
+        if shares != except_for:
+            for worker in idle:
+                ray.kill(worker)
+            idle.clear()
 
 
 def _default_workers(gpus_per_worker: float) -> int:
