@@ -63,14 +63,14 @@ class Training:
         for name, known in (("optimizer", get_args(OptimizerName)), ("weighting", get_args(Weighting))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name, low in (("lr", 0.0), ("lr_decay", 0.0), ("batch_size", 1), ("epochs", 1), ("steps", 1)):
-            value = getattr(self, name)
-            if value is not None and (value < low or (low == 0.0 and value == 0.0)):
-                raise ValueError(
-                    f"{name}: must be {'above 0' if low == 0.0 else f'{low} or more'}, got {value}"
-                )
+        for name in ("lr", "lr_decay"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: must be above 0, got {getattr(self, name)}")
+        for name in ("batch_size", "epochs", "steps"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ValueError(f"{name}: must be 1 or more, got {count}")
         for name in ("momentum", "weight_decay"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: must be 0 or more, got {getattr(self, name)}")
         if self.replace and self.steps is None:
             raise ValueError("replace: drawing with replacement has no epochs; set steps to a number a round")

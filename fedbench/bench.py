@@ -16,9 +16,10 @@ from clients.app import ClientSpec, make_client_app
 from clients.features.base import cached_features
 from clients.tasks.base import Task
 from scenarios import Dataset, Federation
+from strategies.local import LocalRule
 from strategies.seeding import torch_seed
 
-from .config.objects import check_options, make
+from .config.objects import call, check_options, contents, load, make
 from .engine.grid import EngineGrid, Observer
 from .errors import UserError
 
@@ -66,6 +67,7 @@ def build(config: DictConfig) -> Bench:
         For a choice that cannot be, in one line.
     """
     _check_run(config)
+    _check_engine(config)
     strategy = _strategy(config)
     dataset = make(config.data, "data").load()
     task: Task = make(config.client.task, "client.task")
@@ -83,9 +85,6 @@ def build(config: DictConfig) -> Bench:
         raise UserError(
             f"clients_per_round={config.clients_per_round}: must be between 1 and the {len(sizes)} clients"
         )
-    check_options(
-        _target(config.engine), _options(config.engine), "engine", {"app_factory", "sizes", "observer"}
-    )
 
     def make_grid(observer: Observer) -> EngineGrid:
         factory = partial(make_client_app, spec)
@@ -103,10 +102,18 @@ def _check_run(config: DictConfig) -> None:
         raise UserError(f"max_failures={config.max_failures}: must be between 0 and 1")
 
 
-def _target(node: Any) -> Any:
-    from hydra.utils import get_object
+def _check_engine(config: DictConfig) -> None:
+    engine, options = load(config.engine._target_, "engine"), _options(config.engine)
+    check_options(engine, options, "engine", {"app_factory", "sizes", "observer"})
+    call(engine.check, "engine", options)
+    if _on_gpu(config) and not torch.cuda.is_available():
+        raise UserError(
+            f"engine.gpus_per_worker={options['gpus_per_worker']}: torch finds no GPU here; use 0 for CPUs"
+        )
 
-    return get_object(node["_target_"])
+
+def _on_gpu(config: DictConfig) -> bool:
+    return bool(config.engine.get("gpus_per_worker", 0) > 0)
 
 
 def _options(node: Any, *without: str) -> dict[str, Any]:
@@ -135,7 +142,7 @@ def _with_features(config: DictConfig, dataset: Dataset) -> Dataset:
 
 
 def _federation(config: DictConfig, dataset: Dataset) -> Federation:
-    fractions = {k: config.scenario[k] for k in ("val_fraction", "test_fraction")}
+    fractions = {k: config.scenario[k] for k in ("val_fraction", "test_fraction") if k in config.scenario}
     node = {"_target_": config.scenario._target_, **_options(config.scenario, *fractions)}
     skew = make(node, "scenario")
     build_node = {"_target_": "scenarios.build_federation", **fractions}
@@ -149,13 +156,12 @@ def _client_spec(config: DictConfig, federation: Federation, task: Task) -> Clie
     meta = federation.meta
     module = partial(
         make_module,
-        _options(client.model) | {"_target_": client.model._target_},
+        contents(client.model, "client.model"),
         meta.shape,
         len(meta.classes),
         torch_seed(config.seed, "init"),
     )
     module()  # a model that does not fit the data says so here, before anything starts
-    on_gpu = config.engine.get("gpus_per_worker", 0) > 0
     return ClientSpec(
         arrays=federation.dataset.arrays,
         splits=federation.clients,
@@ -163,10 +169,10 @@ def _client_spec(config: DictConfig, federation: Federation, task: Task) -> Clie
         model=module,
         task=task,
         training=training,
-        rule=make(config.strategy.rule, "strategy.rule"),
+        rule=make(config.strategy.rule, "strategy.rule") if "rule" in config.strategy else LocalRule(),
         data_rule=make(config.align.client, "align.client") if config.align.get("client") else None,
         seed=config.seed,
-        device="cuda" if on_gpu else "cpu",
+        device="cuda" if _on_gpu(config) else "cpu",
     )
 
 

@@ -123,27 +123,36 @@ def _run(arguments: argparse.Namespace) -> int:
 def _run_all(configs: list[DictConfig]) -> int:
     from rich.console import Console
 
+    from .report.client_table import client_table
     from .report.comparison import compare, table, verdict
     from .run import run, run_name, stamp
 
     console = Console()
     base = Path(configs[0].run_dir).expanduser() if configs[0].run_dir else Path("runs") / stamp()
     summaries: list[dict[str, Any]] = []
-    directory = base
+    failed = 0
+    several = len(configs) > 1
     for number, config in enumerate(configs):
-        several = len(configs) > 1
         directory = base / f"{number:03d}-{run_name(config)}" if several else base
         if several:
             console.print(f"[{number + 1}/{len(configs)}] {run_name(config)}", highlight=False, markup=False)
-        summaries.append(run(config, directory))
+        try:
+            summaries.append(run(config, directory))
+        except RunFailed as error:  # the other runs of a sweep are worth having all the same
+            failed += 1
+            _say(f"{run_name(config)}: {error}", 1)
+    if not summaries:
+        return 1
     choices = configs[0].choices
     title = f"{choices.data}, {choices.scenario}, {choices.client}, {configs[0].rounds} rounds"
     comparison = compare(summaries)
-    console.print(table(comparison, title), soft_wrap=False)
+    console.print(table(comparison, title, console.width))
+    if clients := client_table(summaries, [s["label"] for s in summaries]):
+        console.print(clients)
     if said := verdict(comparison):
-        console.print(said, highlight=False)
-    console.print(f"results: {base}", highlight=False)
-    return 0
+        console.print(said, highlight=False, markup=False)
+    console.print(f"results: {base}", highlight=False, markup=False, soft_wrap=True)
+    return 1 if failed else 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -157,22 +166,27 @@ def _compare(arguments: argparse.Namespace) -> int:
         print(markdown(comparison), end="")
     else:
         console = Console()
-        console.print(table(comparison))
-        console.print(verdict(comparison), highlight=False)
+        console.print(table(comparison, width=console.width))
+        if said := verdict(comparison):
+            console.print(said, highlight=False, markup=False)
     return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from .config.compose import GROUPS, choices
+    from .config.compose import GROUPS, check_config_dir, choices
     from .errors import nearest
 
     groups = GROUPS if arguments.group is None else (arguments.group,)
     if arguments.group is not None and arguments.group not in GROUPS:
         raise UserError(f"'{arguments.group}': no such group{nearest(arguments.group, GROUPS)}")
+    if arguments.config_dir is not None:
+        check_config_dir(arguments.config_dir)
     for group in groups:
         print(group)
-        for name, description in choices(group, arguments.config_dir).items():
-            print(f"  {name:<18} {description}")
+        found = choices(group, arguments.config_dir)
+        width = max(map(len, found), default=0)
+        for name, description in found.items():
+            print(f"  {name:<{width}}  {description}")
     return 0
 
 

@@ -100,7 +100,11 @@ class Run:
         prepare = getattr(self.bench.strategy, "prepare", None)
         started = time.perf_counter()
         if prepare is not None:
-            arrays = prepare(grid, arrays)
+            try:
+                arrays = prepare(grid, arrays)
+            except RuntimeError:
+                self._settle([])  # where clients failed, their own errors say why
+                raise
         self.seconds["prepare"] = time.perf_counter() - started
         self._settle([])
         return arrays
@@ -114,7 +118,10 @@ class Run:
             self.seconds["train"] += time.perf_counter() - started
         self._settle(replies)
         started = time.perf_counter()
-        arrays = strategy.aggregate_train(self._round, replies)[0] or arrays
+        aggregated = strategy.aggregate_train(self._round, replies)[0]
+        if aggregated is not None:
+            # Some of Flower's server optimisers widen to float64; what is sent and counted stays as it was.
+            arrays = record(self.model.to_device(tensors_of(aggregated)))
         self.seconds["aggregate"] += time.perf_counter() - started
         if self._round % config.eval_every == 0 or self._round == config.rounds:
             started = time.perf_counter()
@@ -154,7 +161,7 @@ class Run:
         self.directory.record(
             self._row(e.phase, "client", e.node, key, value)
             for e in exchanges
-            for key, value in e.metrics.items()
+            for key, value in (*e.metrics.items(), ("bytes_down", e.down), ("bytes_up", e.up))
         )
         failed = [e for e in exchanges if e.error is not None]
         self.failures += len(failed)
@@ -187,7 +194,7 @@ class Run:
 
     def _evaluated(self, arrays: ArrayRecord, exchanges: list[Exchange]) -> None:
         """Scores of the global model by domain, and of every client on its own rows."""
-        params: Params = self.model.to_device({k: torch.from_numpy(v.numpy()) for k, v in arrays.items()})
+        params: Params = self.model.to_device(tensors_of(arrays))
         headline = self.task.headline
         domains = {d: self.task.scores(evaluate(self.model, params, b)) for d, b in self._tests.items()}
         clients, val = {}, dict.fromkeys(self.task.sums, 0.0)
@@ -252,7 +259,10 @@ class Run:
             "headline": self.task.headline,
             "higher_is_better": self.task.higher_is_better,
             "rounds": self._round,
-            "clients": len(self.bench.federation.clients),
+            "split": [
+                {"domain": self.bench.federation.domain_of(i), "rows": c.num_examples}
+                for i, c in enumerate(self.bench.federation.clients)
+            ],
             "final": self.history[-1] if self.history else None,
             "last_5": _mean_point(self.history[-_LAST:]) if self.history else None,
             "best_validation": best,
@@ -264,6 +274,11 @@ class Run:
             "weights_sha256": weights_digest({k: v.numpy() for k, v in arrays.items()}),
             "timing": {k: round(v, 3) for k, v in self.seconds.items()},
         }
+
+
+def tensors_of(arrays: ArrayRecord) -> Params:
+    """An array record as tensors."""
+    return {k: torch.from_numpy(v.numpy()) for k, v in arrays.items()}
 
 
 def _mean_point(points: list[dict[str, Any]]) -> dict[str, Any]:

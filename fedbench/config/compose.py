@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,23 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    OmegaConfBaseException,
+    ValidationError,
+)
+from yaml import MarkedYAMLError  # type: ignore[import-untyped]
 
 from fedbench.errors import UserError, nearest
 
+from .objects import words
 from .schema import RunConfig
 
 CONFIG_DIR = Path(__file__).parent
 GROUPS = ("scenario", "data", "features", "client", "align", "strategy", "engine", "experiment")
 
+_TYPES = typing.get_type_hints(RunConfig)
 _NOT_COMPARED = ("seed", "run_dir", "cache_dir", "engine", "sweep", "choices", "experiment")
 
 
@@ -39,8 +47,8 @@ def choices(group: str, config_dir: str | Path | None = None) -> dict[str, str]:
     found = {}
     for root in (CONFIG_DIR, *([Path(config_dir)] if config_dir else [])):
         for path in sorted((root / group).glob("[!_]*.yaml")):
-            first = path.read_text().partition("\n")[0]
-            found[path.stem] = first.lstrip("# ") if first.startswith("#") else ""
+            comments = [line for line in path.read_text().splitlines() if line.startswith("# ")]
+            found[path.stem] = next((c[2:] for c in comments if not c.startswith("# @")), "")
     return found
 
 
@@ -68,22 +76,69 @@ def plan(
     UserError
         For a mistake in the overrides.
     """
+    if config_dir is not None:
+        check_config_dir(config_dir)
     parsed = _parse(overrides, multirun, config_dir)
     typed = [(o.key_or_group, _variants(o)) for o in parsed]
     combinations = [list(c) for c in itertools.product(*(variants for _, variants in typed))]
     configs = []
     for combination in combinations:
         base = _compose(combination, config_dir)
-        named = {key for key, _ in typed}
-        axes = {k: v for k, v in (base.sweep or {}).items() if not _is_set(str(k), named)}
-        for axis, values in axes.items():
-            if not isinstance(values, (list, tuple)) and not OmegaConf.is_list(values):
-                raise UserError(f"sweep.{axis}: must be a list of values, got {values!r}")
-        for point in itertools.product(*axes.values()):
-            extra = [f"{k}={v}" for k, v in zip(axes, point, strict=True)]
-            # Group choices come first, so that what they bring does not hide what the user wrote.
-            configs.append(_compose([*extra, *combination], config_dir) if extra else base)
+        points = _points(dict(base.sweep or {}), combination)
+        configs += [_compose(point, config_dir) for point in points] if points else [base]
     return configs
+
+
+def check_config_dir(config_dir: str | Path) -> None:
+    """Raise UserError unless a directory of the user's own groups is there and hides nothing of ours."""
+    config_dir = Path(config_dir)
+    if not config_dir.is_dir():
+        raise UserError(f"--config-dir {config_dir}: no such directory")
+    for group in GROUPS:
+        for name in choices(group, config_dir).keys() & choices(group).keys():
+            if (path := config_dir / group / f"{name}.yaml").exists():
+                raise UserError(f"{path}: {group}={name} exists already; give the file another name")
+
+
+def _points(sweep: dict[str, Any], given: list[str]) -> list[list[str]]:
+    """All overrides of each run of a sweep: the axes, and what the command line gave.
+
+    An axis is a list of values of one key, or a mapping of names to overrides that belong together
+    (``dup: align=dup align.own=60``). It is left out where the command line sets it. A value of an option
+    is left out of the runs in which such a mapping changes the group that has the option. Where two
+    mappings set the same key, the later one does.
+    """
+    named = {_key(o) for o in given}
+    lists: list[list[str]] = []
+    bundles: list[list[list[str]]] = []
+    for axis, values in sweep.items():
+        if OmegaConf.is_dict(values):
+            bundle = [str(v).split() for v in values.values()]
+            if not any(_is_set(_key(o), named) for entry in bundle for o in entry):
+                bundles.append(bundle)
+        elif OmegaConf.is_list(values):
+            if not _is_set(str(axis), named):
+                lists.append([f"{axis}={'null' if value is None else value}" for value in values])
+        else:
+            raise UserError(
+                f"sweep.{axis}: must be a list of values, or names with overrides; got {values!r}"
+            )
+    points: list[list[str]] = []
+    if not bundles and not lists:
+        return points
+    for entries, values in itertools.product(itertools.product(*bundles), itertools.product(*lists)):
+        together = {_key(o): o for entry in entries for o in entry}
+        options = [*values, *(o for o in given if _key(o) in sweep)]
+        fixed = [o for o in given if _key(o) not in sweep]
+        options = [o for o in options if _key(o).partition(".")[0] not in together]
+        point = [*together.values(), *options, *fixed]
+        if point not in points:
+            points.append(point)
+    return points
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
 
 
 def settings(config: DictConfig) -> dict[str, Any]:
@@ -124,25 +179,30 @@ def _variants(override: Override) -> list[str]:
 
 def _parse(overrides: Sequence[str], multirun: bool, config_dir: str | Path | None) -> list[Override]:
     for text in overrides:
-        if "=" not in text and not text.startswith("~"):
+        if "=" not in text or text.startswith("~"):
             raise UserError(f"'{text}' is no override; write key=value, e.g. strategy=ggeur or rounds=10")
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
-    except HydraException as error:
-        raise UserError(str(error).strip().splitlines()[0]) from error
+    parsed = [_parse_one(text) for text in overrides]
     for override in parsed:
         if override.is_sweep_override() and not multirun:
             raise UserError(
                 f"'{override.input_line}' names several values; add -m to run them all: fedbench run -m ..."
             )
         key = override.key_or_group
-        if key in GROUPS and not override.is_delete():
+        if key in GROUPS:
             for value in _variants(override):
                 name = value.partition("=")[2].strip("'\"")
                 known = choices(key, config_dir)
                 if name not in known and not (key == "experiment" and name == "null"):
                     raise UserError(f"{key}={name}: no such {key}{nearest(name, known)}")
     return parsed
+
+
+def _parse_one(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"'{text}' cannot be read ({reason}); text with signs needs quotes") from error
 
 
 def _compose(overrides: list[str], config_dir: str | Path | None) -> DictConfig:
@@ -152,6 +212,9 @@ def _compose(overrides: list[str], config_dir: str | Path | None) -> DictConfig:
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, overrides, config_dir)) from error
+    except MarkedYAMLError as error:
+        at = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"{at}not valid YAML ({error.problem})") from error
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(f"{missing[0]}: needs a value; add {missing[0]}=... to the command")
@@ -174,22 +237,24 @@ def _compose_unresolved(overrides: list[str], config_dir: str | Path | None) -> 
 
 def _explain(error: Exception, overrides: list[str], config_dir: str | Path | None) -> str:
     """One line for what Hydra or OmegaConf raised, with the nearest valid name."""
-    cause: BaseException | None = error
-    while cause is not None:
-        key = getattr(cause, "full_key", None)
-        if key and "could not be converted" in str(cause):
-            return f"{key}: {str(cause).splitlines()[0]}"
+    cause: BaseException = error
+    while cause.__cause__ is not None and not getattr(cause, "full_key", None):
         cause = cause.__cause__
-    unknown = re.match(r"Could not override '([^'@]+)'", str(error))
-    if unknown:
+    key = str(getattr(cause, "full_key", ""))
+    if isinstance(cause, ValidationError) and key in _TYPES:
+        given = [o.partition("=")[2] for o in overrides if _key(o) == key]
+        return f"{key}{f'={given[-1]}' if given else ''}: must be {words(_TYPES[key])}"
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and "Could not override" in str(error):
         # Group choices decide which keys exist; all other overrides may be wrong themselves.
         chosen = [o for o in overrides if o.partition("=")[0] in GROUPS]
         whole = _compose_unresolved(chosen, config_dir)
-        parent, _, leaf = unknown.group(1).rpartition(".")
+        parent, _, leaf = key.rpartition(".")
         siblings: Any = OmegaConf.select(whole, parent) if parent else whole
         names = (
-            [str(k) for k in siblings if not str(k).startswith("_")] if OmegaConf.is_dict(siblings) else []
+            {str(k) for k in siblings if not str(k).startswith("_")} if OmegaConf.is_dict(siblings) else set()
         )
-        where = f" in '{parent}'" if parent else ""
-        return f"{unknown.group(1)}: no such key{where}{nearest(leaf, names)}"
+        if not parent:
+            names = names - {"choices"} | {"experiment"}
+        where = f" in '{parent}'{'' if names else ', which has none'}" if parent else ""
+        return f"{key}: no such key{where}{nearest(leaf, names)}"
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())

@@ -6,9 +6,9 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from fedbench.errors import UserError, nearest
@@ -31,26 +31,43 @@ def make(node: Any, where: str, /, *args: Any, **given: Any) -> Any:
     UserError
         For an unknown target or key, a wrong type, or a value that the class refuses.
     """
-    options: dict[str, Any] = (
-        OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)  # type: ignore[assignment]
-    )
+    options = contents(node, where)
     target = options.pop("_target_", None)
     if not target:
         raise UserError(f"{where}: has no _target_, the full name of the class to use")
-    try:
-        cls = get_object(str(target))
-    except (ImportError, ValueError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{where}._target_: cannot load '{target}' ({reason})") from error
+    cls = load(target, where)
     check_options(cls, options, where, skip=set(given), positional=len(args))
+    return call(cls, where, options, *args, **given)
+
+
+def call(function: Any, where: str, options: Mapping[str, Any], /, *args: Any, **given: Any) -> Any:
+    """Result of a function whose ValueError about an option becomes an error about the option's key."""
     try:
-        return cls(*args, **options, **given)
+        return function(*args, **options, **given)
     except ValueError as error:
         message = str(error).splitlines()[0]
         # Classes start their message with the name of the option, so that the two join to its key.
         name = message.partition(":")[0]
         joined = f"{where}.{message}" if name in options else f"{where}: {message}"
         raise (UserError(joined) if type(error) is ValueError else type(error)(joined)) from error
+
+
+def contents(node: Any, where: str) -> dict[str, Any]:
+    """A config node as a dict of its own; raises UserError where it is a plain value."""
+    container = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if not isinstance(container, dict):
+        raise UserError(f"{where}={container}: must be a class with its options, as in `fedbench run --cfg`")
+    return {str(key): value for key, value in container.items()}
+
+
+def load(target: Any, where: str) -> Any:
+    """What a full name such as ``clients.models.mlp.MLP`` names; raises UserError."""
+    module, _, name = str(target).rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, ValueError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{where}._target_: cannot load '{target}' ({reason})") from error
 
 
 def check_options(
@@ -69,7 +86,7 @@ def check_options(
             raise UserError(f"{where}.{name}: no such option{nearest(name, allowed)}")
         hint = hints.get(name, Any)
         if not _fits(value, hint):
-            raise UserError(f"{where}.{name}={value}: must be {_words(hint)}, got {type(value).__name__}")
+            raise UserError(f"{where}.{name}={value}: must be {words(hint)}")
     for name in sorted(allowed - options.keys()):
         if parameters[name].default is inspect.Parameter.empty:
             raise UserError(f"{where}.{name}: needs a value")
@@ -109,17 +126,27 @@ def _fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def _words(hint: Any) -> str:
+_PLAIN = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "true or false"),
+    str: ("text", "texts"),
+}
+
+
+def words(hint: Any, several: bool = False) -> str:
+    """A type as a user reads it, e.g. ``"a whole number or null"``."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_words(h) for h in inner)
+        return " or ".join(words(h, several) for h in inner)
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, inner))}"
-    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    if hint in plain:
-        return plain[hint]
+    if hint in _PLAIN:
+        return _PLAIN[hint][several]
     if hint is type(None):
         return "null"
     if origin is list or origin is tuple or (inspect.isclass(origin) and issubclass(origin, Sequence)):
-        return f"a list of {_words(inner[0])}" if inner else "a list"
+        return f"a list of {words(inner[0], several=True)}" if inner else "a list"
+    if hint is dict or origin is dict:
+        return "names with values"
     return str(getattr(hint, "__name__", hint))

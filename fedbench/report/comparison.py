@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fedbench.errors import UserError
 
@@ -71,7 +73,7 @@ class Comparison:
     @property
     def columns(self) -> list[str]:
         """All columns in order."""
-        return [*self.scores, "STD", "MB", "s"]
+        return [*self.scores, *(["STD"] if "AVG" in self.scores else []), "MB", "s"]
 
 
 def compare(summaries: Iterable[Mapping[str, Any]], at: At = "final") -> Comparison:
@@ -101,7 +103,7 @@ def compare(summaries: Iterable[Mapping[str, Any]], at: At = "final") -> Compari
             raise UserError(f"run '{s['label']}' seed {s['seed']} has no '{at}' result: {why}")
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for s in summaries:
-        groups[json.dumps([s["label"], s["settings"]], sort_keys=True)].append(s)
+        groups[json.dumps([s["label"], s["settings"], _stopped(s)], sort_keys=True)].append(s)
     labels = _labels([g[0] for g in groups.values()])
     domains = list(dict.fromkeys(d for s in summaries for d in s[at]["domains"]))
     rows = []
@@ -117,10 +119,15 @@ def compare(summaries: Iterable[Mapping[str, Any]], at: At = "final") -> Compari
                 cells[name] = Cell.of([100 * v for v in values] if _percent(group[0]) else values)
         cells["MB"] = Cell.of([sum(p["up"] + p["down"] for p in s["bytes"].values()) / 1e6 for s in group])
         cells["s"] = Cell.of([s["timing"].get("total", 0.0) for s in group])
-        rows.append(Row(label, sorted(s["seed"] for s in group), cells))
+        rows.append(Row(label + _stopped(group[0]), sorted(s["seed"] for s in group), cells))
     first = summaries[0]
     scores = [*domains, *(["AVG"] if len(domains) > 1 else []), "worst"]
     return Comparison(first["headline"], first["higher_is_better"], at, scores, rows)
+
+
+def _stopped(summary: Mapping[str, Any]) -> str:
+    """What a label says of a run that did not reach its last round."""
+    return "" if summary["status"] == "completed" else f", stopped in round {summary['rounds']}"
 
 
 def _percent(summary: Mapping[str, Any]) -> bool:
@@ -128,51 +135,79 @@ def _percent(summary: Mapping[str, Any]) -> bool:
 
 
 def _labels(groups: list[Mapping[str, Any]]) -> list[str]:
-    """Method names, with the settings in which groups of one name differ."""
-    by_name: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for g in groups:
-        by_name[g["label"]].append(g["settings"])
+    """Method names, with the choices and then the settings in which groups of one name differ."""
     labels = []
     for g in groups:
-        alike = by_name[g["label"]]
-        # Class names are not shown: a choice that differs has its name or other options to tell.
-        differing = [
-            key
-            for key in g["settings"]
-            if any(other.get(key) != g["settings"][key] for other in alike) and not key.endswith("_target_")
-        ]
-        shown = " ".join(f"{key}={g['settings'][key]}" for key in differing[:4])
-        labels.append(f"{g['label']} ({shown})" if shown else g["label"])
+        alike = [other for other in groups if other["label"] == g["label"]]
+        choices = [k for k in g["choices"] if any(o["choices"].get(k) != g["choices"][k] for o in alike)]
+        same = [o["settings"] for o in alike if o["choices"] == g["choices"]]
+        settings = [k for k in g["settings"] if any(o.get(k) != g["settings"][k] for o in same)]
+        shown = [f"{k}={g['choices'][k]}" for k in choices if k != "engine"]
+        shown += [f"{k}={g['settings'][k]}" for k in settings[:4]]
+        labels.append(f"{g['label']} ({' '.join(shown)})" if shown else g["label"])
     return labels
 
 
-def table(comparison: Comparison, title: str = "") -> Table:
-    """The comparison as a terminal table; the best value of each score column is bold."""
+_LABEL_WIDTH = 24
+"""Longer labels are folded where a table would not fit otherwise."""
+
+
+def table(comparison: Comparison, title: str = "", width: int | None = None) -> Table:
+    """The comparison as a terminal table; the best value of each score column is bold.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        What to show.
+    title : str
+        Printed above.
+    width : int, optional
+        Columns of the terminal. A table that is wider has its deviations put below the means, and if that is
+        not enough, it leaves the domains out; no number is ever cut.
+    """
+    every = comparison.columns
+    few = [c for c in every if c in ("AVG", "worst", "STD", "MB", "s")]
+    layouts = [(every, " ± ", 1), (every, " ± ", 0), (every, "\n±", 1), (every, "\n±", 0), (few, "\n±", 0)]
+    longest = max(len(row.label) for row in comparison.rows)
+    for columns, join, gap in layouts:
+        result = _layout(comparison, columns, join, gap)
+        needed = Console(width=1000).measure(result).maximum - longest + min(longest, _LABEL_WIDTH)
+        if width is None or needed <= width:
+            break
+    result.title = title or None
+    result.caption = _caption(comparison)
+    if columns != every:
+        result.caption += "; the terminal is too narrow for the domains, --markdown shows them"
+    return result
+
+
+def _caption(comparison: Comparison) -> str:
     unit = "%" if comparison.headline == "accuracy" else ""
     caption = f"{comparison.headline}{f' in {unit}' if unit else ''}, {_TITLES[comparison.at]}; "
     caption += "STD: over domains; worst: client; MB: up and down; s: wall time"
-    seeds = {len(r.seeds) for r in comparison.rows}
-    if max(seeds) > 1:
-        caption += f"; mean ± standard deviation over {max(seeds)} seeds"
-    if len(comparison.rows) > 1 and max(seeds) < 3:
-        caption += (
-            f"; {max(seeds)} seed{'s' if max(seeds) > 1 else ''} cannot tell small differences from chance"
-        )
+    seeds = [len(r.seeds) for r in comparison.rows]
+    low, high = min(seeds), max(seeds)
+    if high > 1:
+        span = str(high) if low == high else f"{low} to {high}"
+        caption += f"; mean ± standard deviation over {span} seeds"
+    if len(comparison.rows) > 1 and low < 3:
+        caption += f"; {low} seed{'s' if low > 1 else ''} cannot tell small differences from chance"
+    return caption
+
+
+def _layout(comparison: Comparison, columns: list[str], join: str, gap: int) -> Table:
     result = Table(
-        title=title or None,
-        caption=caption,
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False
     )
     result.add_column("method", overflow="fold")
-    for column in comparison.columns:
+    for column in columns:
         result.add_column(column, justify="right", no_wrap=True)
     best = _best(comparison)
     for row in comparison.rows:
-        cells = [_text(row.cells.get(c), bold=best.get(c) == row.label, column=c) for c in comparison.columns]
-        result.add_row(row.label, *cells)
+        cells = [
+            Text(_text(row.cells.get(c), c, join), "bold" if best.get(c) is row else "") for c in columns
+        ]
+        result.add_row(Text(row.label), *cells)
     return result
 
 
@@ -184,13 +219,13 @@ def markdown(comparison: Comparison) -> str:
         "|---|---|" + "---|" * len(columns),
     ]
     for row in comparison.rows:
-        cells = [_text(row.cells.get(c), column=c) for c in columns]
+        cells = [_text(row.cells.get(c), c) for c in columns]
         lines.append(f"| {row.label} | {len(row.seeds)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _best(comparison: Comparison) -> dict[str, str]:
-    """Label of the best method of each score column, where there are several methods."""
+def _best(comparison: Comparison) -> dict[str, Row]:
+    """The best method of each score column, where there are several methods."""
     if len(comparison.rows) < 2:
         return {}
     pick = max if comparison.higher_is_better else min
@@ -198,16 +233,15 @@ def _best(comparison: Comparison) -> dict[str, str]:
     for column in comparison.scores:
         held = [r for r in comparison.rows if column in r.cells]
         if held:
-            best[column] = pick(held, key=lambda r: r.cells[column].mean).label
+            best[column] = pick(held, key=lambda r: r.cells[column].mean)
     return best
 
 
-def _text(cell: Cell | None, bold: bool = False, column: str = "") -> str:
+def _text(cell: Cell | None, column: str, join: str = " ± ") -> str:
     if cell is None:
         return "-"
     digits = 1 if column in ("s", "MB") else 2
-    text = f"{cell.mean:.{digits}f}" + (f" ± {cell.std:.{digits}f}" if cell.std is not None else "")
-    return f"[bold]{text}[/bold]" if bold else text
+    return f"{cell.mean:.{digits}f}" + ("" if cell.std is None else f"{join}{cell.std:.{digits}f}")
 
 
 def verdict(comparison: Comparison) -> str:
@@ -222,6 +256,8 @@ def verdict(comparison: Comparison) -> str:
     )
     first, second = ranked[0], ranked[1]
     gap = abs(first.cells[column].mean - second.cells[column].mean)
+    if round(gap, 2) == 0:
+        return f"{first.label} and {second.label} are level in {column}."
     said = f"{first.label} is ahead of {second.label} by {gap:.2f} in {column}"
     spread = [r.cells[column].std for r in (first, second)]
     if None in spread:

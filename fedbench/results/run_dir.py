@@ -88,23 +88,24 @@ def load_weights(path: str | Path) -> dict[str, npt.NDArray[Any]]:
     Raises
     ------
     UserError
-        If the file does not match the checksum beside it.
+        If the file does not match the checksum beside it, or there is none.
     """
     from safetensors.numpy import load
 
     path = Path(path)
+    about = _read_json(path.with_suffix(".json"))
     data = path.read_bytes()
-    about = json.loads(path.with_suffix(".json").read_text())
-    if hashlib.sha256(data).hexdigest() != about["sha256"]:
+    if hashlib.sha256(data).hexdigest() != about.get("sha256"):
         raise UserError(f"{path}: does not match its checksum; the file is damaged")
     return load(data)
 
 
 def weights_digest(weights: Weights) -> str:
-    """Hash of names and bytes: equal if and only if two runs ended at the same weights to the bit."""
+    """Hash of names, types, shapes and bytes: equal if and only if the weights are, to the bit."""
     digest = hashlib.sha256()
     for key in sorted(weights):
-        digest.update(key.encode() + np.ascontiguousarray(weights[key]).tobytes())
+        array = weights[key]
+        digest.update(f"{key} {array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
@@ -119,11 +120,19 @@ def read_summary(run: str | Path) -> dict[str, Any]:
     path = Path(run) / "summary.json"
     if not path.is_file():
         raise UserError(f"{run}: holds no summary.json; give the directory of a finished run")
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        summary: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: is not valid JSON ({error})") from error
-    return summary
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: is not there") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not valid JSON ({error}); the file is damaged") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not one of fedbench's files")
+    return content
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:

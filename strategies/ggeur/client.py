@@ -33,7 +33,7 @@ class GGEURClient(DataRule):
         Aligned sets are kept in this process up to this size and made anew, equal to the bit, beyond it.
     """
 
-    def __init__(self, cache_bytes: int = 1 << 30) -> None:
+    def __init__(self, cache_bytes: int = 2 << 30) -> None:
         self.cache_bytes = cache_bytes
         self._sets: OrderedDict[tuple[str, int, int], Augmented] = OrderedDict()
         self._packs: dict[str, GeometryPack] = {}

@@ -104,8 +104,7 @@ class GGEUR(Strategy):
         for name, value, low in (("n_min_upload", n_min_upload, 1), ("rank", rank, 1), ("jitter", jitter, 0)):
             if value is not None and value < low:
                 raise ValueError(f"{name}: must be {low} or more, got {value}")
-        if policy != "auto":
-            Policy.of(policy, own, foreign)
+        Policy.of("multi" if policy == "auto" else policy, own, foreign)
         self.strategy = strategy
         self.policy, self.own, self.foreign = policy, own, foreign
         self.scale, self.spectrum_boost, self.jitter = scale, spectrum_boost, jitter

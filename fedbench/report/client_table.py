@@ -1,0 +1,53 @@
+"""How each client fares under each method, for one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+_MOST = 20
+"""Clients that a terminal table shows; the rest is in ``metrics.jsonl`` and ``summary.json``."""
+
+
+def client_table(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Table | None:
+    """Score of every client on its own test rows, one column a method.
+
+    Parameters
+    ----------
+    summaries : sequence of mapping
+        Contents of ``summary.json``, all of one split: seeds and scenarios the same.
+    labels : sequence of str
+        Name of each method.
+
+    Returns
+    -------
+    Table or None
+        ``None`` where the splits differ, or where each domain is one client and the main table says it all.
+    """
+    first = summaries[0]
+    same_split = all(s["split"] == first["split"] and s["seed"] == first["seed"] for s in summaries)
+    domains = [c["domain"] for c in first["split"]]
+    if not same_split or len(domains) == 1 or len(set(domains)) == len(domains):
+        return None
+    percent = 100 if first["headline"] == "accuracy" else 1
+    shown = range(min(len(domains), _MOST))
+    caption = f"{first['headline']} of the last round's global model on each client's own test rows"
+    if len(domains) > _MOST:
+        caption += f"; the first {_MOST} of {len(domains)} clients"
+    table = Table(
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for name in ("client", "domain", "rows", *labels):
+        table.add_column(name, justify="left" if name == "domain" else "right")
+    for node in shown:
+        scores = [s["final"]["clients"].get(str(node)) for s in summaries]
+        texts = ["-" if score is None else f"{percent * score:.2f}" for score in scores]
+        table.add_row(str(node), domains[node], str(first["split"][node]["rows"]), *texts)
+    return table

@@ -1,0 +1,325 @@
+"""Whole runs: engines agree to the bit, failures are counted, and the books add up."""
+
+import json
+import os
+import sys
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+import ray
+
+import fedbench.bench
+from clients.app import make_client_app
+from fedbench.cli import main
+from fedbench.config.compose import plan
+from fedbench.engine.grid import FIRST_NODE_ID
+from fedbench.errors import RunFailed
+from fedbench.results.run_dir import load_weights, weights_digest
+from fedbench.run import run
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+SMALL = [
+    "data=gaussian_domains",
+    "data.domains=4",
+    "data.classes=5",
+    "data.dim=8",
+    "data.train_per_class=20",
+    "data.test_per_class=10",
+    "scenario=domain_skew",
+    "client=linear",
+    "client.steps=4",
+    "rounds=3",
+]
+METHODS = {
+    "fedavg": ["strategy=fedavg"],
+    "fedprox": ["strategy=fedprox", "strategy.proximal_mu=0.5"],
+    "ggeur": ["strategy=ggeur"],
+    "some clients": ["strategy=fedavg", "clients_per_round=2"],
+}
+KEYS = ["round", "phase", "scope", "node", "metric", "value"]
+on_ray = pytest.mark.xdist_group("ray")
+
+
+def compose(*overrides):
+    return plan([*SMALL, *overrides])[0]
+
+
+def lasting(summary):
+    """What must be the same in every run of a config, whatever the engine and the clock."""
+    choices = {k: v for k, v in summary["choices"].items() if k != "engine"}
+    return {k: v for k, v in summary.items() if k != "timing"} | {"choices": choices}
+
+
+def rows_of(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    """Summary and directory of each method's run on the serial engine."""
+    done = {}
+
+    def result(method):
+        if method not in done:
+            path = tmp_path_factory.mktemp("serial") / "run"
+            done[method] = run(compose("engine=serial", *METHODS[method]), path), path
+        return done[method]
+
+    return result
+
+
+# --- the same numbers --------------------------------------------------------------------------------
+
+
+@on_ray
+@pytest.mark.parametrize(
+    ("workers", "method"), [(w, m) for w in (1, 2, 4) for m in METHODS if m != "some clients" or w == 2]
+)
+def test_ray_and_serial_agree_to_the_bit(serial, tmp_path, workers, method):
+    expected, where = serial(method)
+    summary = run(compose("engine=ray", f"engine.workers={workers}", *METHODS[method]), tmp_path / "run")
+    assert summary["weights_sha256"] == expected["weights_sha256"]
+    assert lasting(summary) == lasting(expected)
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == (where / "metrics.jsonl").read_bytes()
+
+
+def test_the_same_run_twice_differs_in_its_timing_alone(serial, tmp_path):
+    expected, where = serial("ggeur")
+    run(compose("engine=serial", *METHODS["ggeur"]), tmp_path / "run")
+    first, second = (json.loads((p / "summary.json").read_text()) for p in (where, tmp_path / "run"))
+    assert first.pop("timing").keys() == second.pop("timing").keys()
+    assert first == second
+    assert first == {k: v for k, v in json.loads(json.dumps(expected)).items() if k != "timing"}
+
+
+def test_methods_and_seeds_end_at_different_weights(serial, tmp_path):
+    other = run(compose("engine=serial", "strategy=fedavg", "seed=1"), tmp_path / "run")
+    assert len({*(serial(m)[0]["weights_sha256"] for m in METHODS), other["weights_sha256"]}) == 5
+
+
+# --- chosen clients ----------------------------------------------------------------------------------
+
+
+def chosen(path):
+    nodes = defaultdict(set)
+    for row in rows_of(path):
+        if row["phase"] == "train":
+            nodes[row["round"]].add(row["node"])
+    return dict(nodes)
+
+
+def test_chosen_clients_depend_on_seed_and_round_alone(tmp_path):
+    some = ["engine=serial", "scenario=iid", "scenario.clients=9", "clients_per_round=3"]
+    first = compose(*some, "strategy=fedavg")
+    others = [
+        compose(*some, "strategy=fedprox"),
+        compose(*some, "strategy=ggeur", "client.lr=0.2", "eval_every=2"),
+        compose(*some, "strategy=fedavg", "rounds=2"),
+        compose(*some, "strategy=fedavg", "data.seed=5", "scenario=quantity_skew"),
+    ]
+    run(first, tmp_path / "first")
+    picks = chosen(tmp_path / "first")
+    assert [len(p) for p in picks.values()] == [3, 3, 3]
+    assert len({frozenset(p) for p in picks.values()}) > 1
+    for number, config in enumerate(others):
+        run(config, tmp_path / str(number))
+        again = chosen(tmp_path / str(number))
+        assert again == {r: p for r, p in picks.items() if r <= config.rounds}
+    run(compose(*some, "strategy=fedavg", "seed=1"), tmp_path / "seed")
+    assert chosen(tmp_path / "seed") != picks
+
+
+# --- what is written down ----------------------------------------------------------------------------
+
+
+def test_rows_have_six_keys_and_three_scopes(serial):
+    rows = rows_of(serial("fedavg")[1])
+    assert all(list(row) == KEYS for row in rows)
+    assert {row["scope"] for row in rows} == {"client", "domain", "global"}
+    assert {row["phase"] for row in rows} == {"train", "evaluate"}
+    assert {row["round"] for row in rows} == {1, 2, 3}
+    assert {row["node"] for row in rows if row["scope"] == "client"} == {0, 1, 2, 3}
+    assert {row["node"] for row in rows if row["scope"] == "global"} == {None}
+
+
+def test_client_bytes_add_up_to_those_of_the_summary(serial):
+    for method in METHODS:
+        summary, path = serial(method)
+        books = defaultdict(int)
+        for row in rows_of(path):
+            if row["metric"] in ("bytes_up", "bytes_down"):
+                books["rounds" if row["round"] else "prepare", row["metric"][6:]] += row["value"]
+        assert dict(books) == {(p, way): n for p, ways in summary["bytes"].items() for way, n in ways.items()}
+    # 8 x 5 weights and 5 biases of 4 bytes, and the round as a number of 8 bytes; 4 clients, 3 rounds.
+    model = (8 * 5 + 5) * 4
+    rows = [r for r in rows_of(serial("fedavg")[1]) if r["phase"] == "train"]
+    assert {r["value"] for r in rows if r["metric"] == "bytes_down"} == {model + 8}
+    assert {r["value"] for r in rows if r["metric"] == "bytes_up"} == {model + 3 * 8}
+    assert set(serial("fedavg")[0]["bytes"]) == {"rounds"}
+    assert set(serial("ggeur")[0]["bytes"]) == {"prepare", "rounds"}
+
+
+def test_scores_are_those_of_the_rows(serial):
+    summary, path = serial("fedprox")
+    rows = [r for r in rows_of(path) if r["round"] == 3 and r["phase"] == "evaluate"]
+    domains = {r["node"]: r["value"] for r in rows if r["scope"] == "domain" and r["metric"] == "accuracy"}
+    assert domains == summary["final"]["domains"]
+    assert len(domains) == 4
+    glob = {r["metric"]: r["value"] for r in rows if r["scope"] == "global"}
+    assert glob["accuracy_avg"] == pytest.approx(np.mean(list(domains.values())))
+    assert glob["accuracy_std"] == pytest.approx(np.std(list(domains.values())))
+    sums = Counter()
+    clients = defaultdict(dict)
+    for r in rows:
+        if r["scope"] == "client":
+            sums[r["metric"]] += r["value"]
+            clients[r["node"]][r["metric"]] = r["value"]
+    assert glob["accuracy_val"] == pytest.approx(sums["val_correct"] / sums["val_count"])
+    worst = min(c["test_correct"] / c["test_count"] for c in clients.values())
+    assert summary["final"]["worst_client"] == pytest.approx(worst)
+    # Every domain has one client here, which holds all of its test rows.
+    assert sorted(c["test_correct"] / c["test_count"] for c in clients.values()) == pytest.approx(
+        sorted(domains.values())
+    )
+
+
+def test_the_best_round_is_chosen_by_validation_rows(serial):
+    for method in METHODS:
+        summary, _ = serial(method)
+        best = max(summary["history"], key=lambda p: p["val"])
+        assert summary["best_validation"]["val"] == best["val"]
+        assert summary["best_validation"]["round"] == best["round"]
+
+
+def test_evaluation_can_be_rarer_and_always_has_the_last_round(tmp_path):
+    summary = run(compose("engine=serial", "strategy=fedavg", "rounds=5", "eval_every=2"), tmp_path / "run")
+    assert [p["round"] for p in summary["history"]] == [2, 4, 5]
+    assert summary["last_5"]["rounds"] == [2, 4, 5]
+    assert summary["last_5"]["avg"] == pytest.approx(np.mean([p["avg"] for p in summary["history"]]))
+    assert {r["round"] for r in rows_of(tmp_path / "run") if r["phase"] == "evaluate"} == {2, 4, 5}
+
+
+def test_a_finished_run_leaves_its_files_and_no_others(serial):
+    summary, path = serial("ggeur")
+    assert {p.name for p in path.iterdir()} == {
+        "checkpoint", "config.yaml", "environment.json", "log.txt", "metrics.jsonl", "split.png",
+        "summary.json",
+    }  # fmt: skip
+    assert not list(path.rglob("*.tmp"))
+    assert "round 3/3 accuracy" in (path / "log.txt").read_text()
+    last = sorted((path / "checkpoint").glob("*.safetensors"))[-1]
+    assert weights_digest(load_weights(last)) == summary["weights_sha256"]
+
+
+# --- clients that fail -------------------------------------------------------------------------------
+
+
+def with_trouble(spec, trouble):
+    """The usual app, which first calls ``trouble(phase, round, node)``."""
+    inner = make_client_app(spec)
+
+    def app(message, context):
+        server_round = message.content.config_records.get("config", {}).get("server-round", 0)
+        trouble(message.metadata.message_type, server_round, message.metadata.dst_node_id - FIRST_NODE_ID)
+        return inner(message, context)
+
+    return app
+
+
+@pytest.fixture
+def trouble(monkeypatch):
+    def patch(what):
+        monkeypatch.setattr(fedbench.bench, "make_client_app", lambda spec: with_trouble(spec, what))
+
+    return patch
+
+
+def one_fails_once(phase, server_round, node):
+    if (phase, server_round, node) == ("train", 2, 1):
+        raise LookupError("the disk of client 1 is gone")
+
+
+def test_serial_raises_what_the_client_raised_and_keeps_what_the_run_had(trouble, tmp_path):
+    trouble(one_fails_once)
+    with pytest.raises(LookupError, match="the disk of client 1 is gone"):
+        run(compose("engine=serial", "strategy=fedavg", "max_failures=1"), tmp_path / "run")
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["final"]["round"] == 1
+
+
+@on_ray
+def test_a_tolerated_failure_is_counted_logged_and_survived(trouble, tmp_path):
+    trouble(one_fails_once)
+    config = compose("engine=ray", "engine.workers=2", "strategy=fedavg", "max_failures=0.25")
+    summary = run(config, tmp_path / "run")
+    assert (summary["status"], summary["failures"], summary["rounds"]) == ("completed", 1, 3)
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "client 1 failed in round 2 (train)" in log
+    assert "Traceback (most recent call last)" in log
+    assert "LookupError: the disk of client 1 is gone" in log
+    rows = [r for r in rows_of(tmp_path / "run") if r["phase"] == "train" and r["metric"] == "train_loss"]
+    assert [(r["round"], r["node"]) for r in rows] == [
+        (t, n) for t in (1, 2, 3) for n in range(4) if (t, n) != (2, 1)
+    ]
+
+
+@on_ray
+def test_more_failures_than_allowed_end_the_run_and_keep_what_it_had(trouble, tmp_path, capsys):
+    trouble(one_fails_once)
+    overrides = ["engine=ray", "engine.workers=2", "strategy=fedavg", "max_failures=0.2"]
+    code = main(["run", *SMALL, *overrides, f"run_dir={tmp_path / 'run'}"])
+    message = capsys.readouterr().err
+    assert code == 1
+    assert message.count("\n") == 1
+    assert message.startswith(
+        "fedbench: 1 of 4 clients failed in round 2, more than max_failures=0.2 allows; "
+    )
+    assert "client 1: LookupError: the disk of client 1 is gone" in message
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["status"], summary["failures"], summary["rounds"]) == ("failed", 1, 2)
+    assert summary["final"]["round"] == 1
+    rows = rows_of(tmp_path / "run")
+    assert {r["node"] for r in rows if r["round"] == 2 and r["metric"] == "train_loss"} == {0, 2, 3}
+    assert load_weights(sorted((tmp_path / "run/checkpoint").glob("*.safetensors"))[-1])
+
+
+@on_ray
+def test_failures_before_the_first_round_say_what_the_clients_said(trouble, tmp_path):
+    def no_statistics(phase, server_round, node):
+        if phase == "query.ggeur_statistics":
+            raise LookupError("no embeddings here")
+
+    trouble(no_statistics)
+    with pytest.raises(RunFailed, match=r"4 of 4 clients failed in round 0.*no embeddings here"):
+        run(compose("engine=ray", "engine.workers=2", "strategy=ggeur"), tmp_path / "run")
+    assert json.loads((tmp_path / "run/summary.json").read_text())["failures"] == 4
+
+
+@on_ray
+@pytest.mark.parametrize("method", ["fedavg", "ggeur"])
+def test_a_worker_that_dies_in_the_middle_of_a_round_changes_nothing(serial, trouble, tmp_path, method):
+    marker = str(tmp_path / "died")
+
+    def dies_once(phase, server_round, node):
+        if (phase, server_round, node) == ("train", 2, 1) and not os.path.exists(marker):
+            open(marker, "x").close()
+            os._exit(1)
+
+    trouble(dies_once)
+    summary = run(compose("engine=ray", "engine.workers=2", *METHODS[method]), tmp_path / "run")
+    assert os.path.exists(marker)
+    assert lasting(summary) == lasting(serial(method)[0])
+
+
+def test_an_interrupted_run_is_kept(trouble, tmp_path, capsys):
+    def interrupt(phase, server_round, node):
+        if server_round == 3:
+            raise KeyboardInterrupt
+
+    trouble(interrupt)
+    assert main(["run", *SMALL, "engine=serial", "strategy=fedavg", f"run_dir={tmp_path / 'run'}"]) == 130
+    assert capsys.readouterr().err.startswith("fedbench: interrupted")
+    assert json.loads((tmp_path / "run/summary.json").read_text())["final"]["round"] == 2
