@@ -140,7 +140,7 @@ def _run_all(configs: list[DictConfig]) -> int:
             summaries.append(run(config, directory))
         except RunFailed as error:  # the other runs of a sweep are worth having all the same
             failed += 1
-            _say(f"{run_name(config)}: {error}", 1)
+            _say(f"{run_name(config)}: {error}" if several else str(error), 1)
     if not summaries:
         return 1
     choices = configs[0].choices
