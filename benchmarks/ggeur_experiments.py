@@ -3,7 +3,8 @@
 Runs presets (``experiment=ggeur_e1`` and so on), several runs side by side, and writes to
 ``benchmarks/results/``: one Markdown and one CSV table a preset, mean and standard deviation over seeds of
 the last five rounds' mean. For the controlled experiments it then checks what must hold, and exits with 1
-if something does not. Finished runs under ``--runs`` are not run again.
+if something does not. Runs that the same commit finished
+under ``--runs`` are not run again.
 
     python benchmarks/ggeur_experiments.py                  # E1, E2, E3: about half an hour on two cores
     python benchmarks/ggeur_experiments.py digits4 fashion_mnist office_caltech10
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,11 +24,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from machine import describe, write_table
+from machine import commit, describe, write_table
 from omegaconf import DictConfig
 
 from fedbench.config.compose import plan, settings
-from fedbench.report.comparison import compare, markdown
+from fedbench.report.comparison import compare, markdown, megabytes
 from fedbench.results.run_dir import read_summary
 from fedbench.run import run
 
@@ -115,10 +117,13 @@ CHECKS: dict[str, Callable[[Means, Means], list[Check]]] = {
 
 
 def one_run(config: DictConfig, directory: str) -> dict[str, Any]:
-    """Run one point of a preset, or read what it left; in a process of its own."""
+    """Run one point of a preset, or read what the same commit left; in a process of its own."""
     path = Path(directory)
-    if (path / "summary.json").is_file():
-        return read_summary(path)
+    if (path / "summary.json").is_file() and not commit().endswith("-dirty"):
+        summary = read_summary(path)
+        if summary["status"] == "completed":
+            return summary
+    shutil.rmtree(path, ignore_errors=True)
     return run(config, path)
 
 
@@ -132,7 +137,7 @@ def run_preset(name: str, runs: Path, jobs: int) -> list[dict[str, Any]]:
     done: dict[int, dict[str, Any]] = {}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         futures = {
-            pool.submit(one_run, config, str(runs / name / digest)): i
+            pool.submit(one_run, config, str(runs / commit() / name / digest)): i
             for i, (config, digest) in enumerate(zip(configs, digests, strict=True))
         }
         for number, future in enumerate(as_completed(futures), 1):
@@ -151,7 +156,7 @@ def tabulate(summaries: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Mea
     for (setting, arm), group in groups.items():
         values = [100 * s["last_5"]["avg"] for s in group]
         metric = {
-            k: fmean(s["client_metrics"].get(k, 0.0) for s in group)
+            k: fmean(s["client_metrics"].get(f"query.ggeur_deliver/{k}", 0.0) for s in group)
             for k in ("ggeur_synthetic", "ggeur_noise_ratio")
         }
         rows.append(
@@ -163,13 +168,11 @@ def tabulate(summaries: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Mea
                 "sd_seeds": round(stdev(values), 2) if len(values) > 1 else "",
                 "std_domains": round(100 * fmean(s["last_5"]["std"] for s in group), 2),
                 "round_1": round(100 * fmean(s["history"][0]["avg"] for s in group), 2),
-                "steps": group[0]["client_metrics"]["local_steps"],
+                "steps": group[0]["client_metrics"]["train/local_steps"],
                 "synthetic_per_client": round(metric["ggeur_synthetic"]),
                 "noise_ratio": round(metric["ggeur_noise_ratio"], 3),
                 "rank": round(fmean(s["diagnostics"].get("ggeur_rank", 0.0) for s in group), 1),
-                "MB": round(
-                    fmean(sum(b["up"] + b["down"] for b in s["bytes"].values()) / 1e6 for s in group), 2
-                ),
+                "MB": round(fmean(megabytes(s) for s in group), 2),
             }
         )
     avg = {k: fmean(100 * s["last_5"]["avg"] for s in g) for k, g in groups.items()}

@@ -21,7 +21,7 @@ from strategies.seeding import torch_seed
 
 from .config.objects import call, check_options, contents, load, make
 from .engine.grid import EngineGrid, Observer
-from .errors import UserError
+from .errors import NotApplicable, UserError
 
 _MAX_ALIGNED_DIMENSION = 4096
 """An eigendecomposition of this size takes half a minute a class; beyond it, features are needed."""
@@ -147,7 +147,18 @@ def _federation(config: DictConfig, dataset: Dataset) -> Federation:
     skew = make(node, "scenario")
     build_node = {"_target_": "scenarios.build_federation", **fractions}
     federation: Federation = make(build_node, "scenario", dataset, skew, config.seed)
+    if not all(len(rows) for rows in federation.tests.values()):
+        raise UserError(
+            f"scenario.test_fraction={fractions.get('test_fraction')}: leaves some domain without test rows, "
+            f"and data={config.choices.data} has no official ones; raise it"
+        )
     return federation
+
+
+def _domains(federation: Federation) -> list[str]:
+    """Domain of each client; where some mix domains, all count as mixed, a pure one being so by chance."""
+    names = [federation.domain_of(i) for i in range(len(federation.clients))]
+    return ["mixed"] * len(names) if "mixed" in names else names
 
 
 def _client_spec(config: DictConfig, federation: Federation, task: Task) -> ClientSpec:
@@ -165,7 +176,7 @@ def _client_spec(config: DictConfig, federation: Federation, task: Task) -> Clie
     return ClientSpec(
         arrays=federation.dataset.arrays,
         splits=federation.clients,
-        domains=[federation.domain_of(i) for i in range(len(federation.clients))],
+        domains=_domains(federation),
         model=module,
         task=task,
         training=training,
@@ -189,14 +200,14 @@ def _check_alignment(config: DictConfig, federation: Federation) -> None:
         return
     shape = federation.meta.shape
     if len(shape) != 1:
-        raise UserError(
+        raise NotApplicable(
             f"align={config.choices.align} works on feature vectors, but client={config.choices.client} with "
             f"features={config.choices.features} trains on examples of shape {shape}; choose a client such "
             "as mlp or linear, with features=pixels or another extractor"
         )
     if shape[0] > _MAX_ALIGNED_DIMENSION:
         size = shape[0] ** 2 * 8 / 1e9
-        raise UserError(
+        raise NotApplicable(
             f"align={config.choices.align}: a covariance of {shape[0]} features takes {size:.1f} GB a class; "
             f"use at most {_MAX_ALIGNED_DIMENSION} features, e.g. features.size=32 or features=torchvision"
         )

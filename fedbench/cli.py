@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RunFailed, UserError
+from .errors import NotApplicable, RunFailed, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -19,7 +19,7 @@ Run one method, or the product of several settings, on one federation.
 examples:
   fedbench run scenario=domain_skew                      compare fedavg, fedprox and ggeur on embedded digits
   fedbench run scenario=domain_skew strategy=ggeur       one method
-  fedbench run scenario=label_skew scenario.alpha=0.1 data=fashion_mnist client=cnn rounds=10
+  fedbench run scenario=label_skew scenario.alpha=0.1 data=fashion_mnist strategy=fedavg client=cnn rounds=10
   fedbench run -m strategy=fedavg,ggeur seed=0,1,2       every combination, mean and deviation over seeds
   fedbench run strategy=fedprox align=ggeur              GGEUR around any strategy
   fedbench run experiment=ggeur_e1                       a preset with its own sweep
@@ -138,11 +138,15 @@ def _run_all(configs: list[DictConfig]) -> int:
             console.print(f"[{number + 1}/{len(configs)}] {run_name(config)}", highlight=False, markup=False)
         try:
             summaries.append(run(config, directory))
+        except NotApplicable as error:
+            if not several:
+                raise
+            _say(f"left out: {error}", 0)
         except RunFailed as error:  # the other runs of a sweep are worth having all the same
             failed += 1
             _say(f"{run_name(config)}: {error}" if several else str(error), 1)
     if not summaries:
-        return 1
+        return 1 if failed else _say("no method was left to run", 2)
     choices = configs[0].choices
     title = f"{choices.data}, {choices.scenario}, {choices.client}, {configs[0].rounds} rounds"
     comparison = compare(summaries)

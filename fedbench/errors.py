@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake in what was asked for: what is wrong, where, and what would be right."""
 
 
+class NotApplicable(UserError):  # noqa: N818 - what it is about a method
+    """A method that makes no sense with the other choices; a sweep goes on without it, saying so."""
+
+
 class RunFailed(Exception):  # noqa: N818 - an outcome, not a mistake of the user
     """A run that could not go on; what it had is kept."""
 

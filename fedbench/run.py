@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import statistics
 import time
 from collections import defaultdict
@@ -18,12 +19,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from clients.app import record
 from clients.training import Stateless, evaluate
+from strategies.errors import StrategyError
 from strategies.local import Params
-from strategies.seeding import generator
+from strategies.seeding import generator, torch_seed
 
 from .bench import Bench, build
 from .config.compose import as_yaml, settings
 from .engine.grid import EngineGrid, Exchange
+from .engine.worker import single_thread
 from .errors import RunFailed
 from .report.split_picture import split_picture
 from .results.run_dir import RunDirectory, weights_digest
@@ -72,7 +75,7 @@ class Run:
         RunFailed
             If more clients failed in a round than ``max_failures`` allows.
         """
-        torch.set_num_threads(1)
+        single_thread()
         started = time.perf_counter()
         arrays = record(self.model.initial())
         status = "failed"
@@ -102,9 +105,9 @@ class Run:
         if prepare is not None:
             try:
                 arrays = prepare(grid, arrays)
-            except RuntimeError:
+            except StrategyError as error:
                 self._settle([])  # where clients failed, their own errors say why
-                raise
+                raise RunFailed(str(error)) from error
         self.seconds["prepare"] = time.perf_counter() - started
         self._settle([])
         return arrays
@@ -113,6 +116,7 @@ class Run:
         strategy, config = self.bench.strategy, self.config
         with grid.cohort(self._chosen()):
             started = time.perf_counter()
+            self._seed_flower("train")
             messages = strategy.configure_train(self._round, arrays, ConfigRecord(), grid)
             replies = grid.send_and_receive(messages)
             self.seconds["train"] += time.perf_counter() - started
@@ -125,6 +129,7 @@ class Run:
         self.seconds["aggregate"] += time.perf_counter() - started
         if self._round % config.eval_every == 0 or self._round == config.rounds:
             started = time.perf_counter()
+            self._seed_flower("evaluate")
             messages = strategy.configure_evaluate(self._round, arrays, ConfigRecord(), grid)
             replies = grid.send_and_receive(messages)
             strategy.aggregate_evaluate(self._round, replies)
@@ -144,15 +149,18 @@ class Run:
         chosen: list[int] = rng.choice(len(self.bench.federation.clients), count, replace=False).tolist()
         return chosen
 
+    def _seed_flower(self, phase: str) -> None:
+        """Flower's own sampling of clients, where a strategy asks for it, draws from Python's ``random``."""
+        random.seed(torch_seed(self.config.seed, f"flower {phase}", self._round))
+
     # --- what is observed ------------------------------------------------------------------------
 
     def _observe(self, exchange: Exchange) -> None:
-        books = self.bytes["rounds" if self._round else "prepare"]
+        books = self.bytes[exchange.phase]
         books["down"] += exchange.down
         books["up"] += exchange.up
-        if exchange.phase != "evaluate":
-            for key, value in exchange.metrics.items():
-                self.client_metrics[key].append(value)
+        for key, value in exchange.metrics.items():
+            self.client_metrics[f"{exchange.phase}/{key}"].append(value)
         self._exchanges.append(exchange)
 
     def _settle(self, replies: list[Message]) -> list[Exchange]:

@@ -15,7 +15,7 @@ from flwr.app import Array, Message, RecordDict
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from .grid import EngineGrid, Observer, Outcome, identify_as_server, partition_of
-from .worker import AppFactory, failure, run_client
+from .worker import AppFactory, failure, run_client, single_thread
 
 _ATTEMPTS = 3
 """Workers that may die on one list before the list is taken to be what kills them."""
@@ -63,10 +63,7 @@ class _Worker:
     """A process with its own ClientApp; the data come from the object store without a copy."""
 
     def __init__(self) -> None:
-        import torch
-
-        # On shared virtual CPUs, threads inside an operation wait for each other.
-        torch.set_num_threads(1)
+        single_thread()
         identify_as_server()
         _send_arrays_as_buffers()
         logging.getLogger("flwr").setLevel(logging.WARNING)

@@ -6,8 +6,10 @@ import time
 import traceback
 from collections.abc import Callable
 
+import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from threadpoolctl import threadpool_limits
 
 from .grid import FIRST_NODE_ID, RUN_ID, Outcome, partition_of
 
@@ -15,6 +17,16 @@ CLIENT_FAILED = 1
 """Error code of a reply whose client raised."""
 
 AppFactory = Callable[[], ClientApp]
+
+
+def single_thread() -> None:
+    """Let this process compute with one thread, in torch and in NumPy's BLAS.
+
+    Threads inside an operation wait for each other on shared virtual CPUs, and their number changes the last
+    bits of a sum: the same run would differ from machine to machine.
+    """
+    torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 def run_client(app: ClientApp, message: Message, state: RecordDict, num_partitions: int) -> Outcome:

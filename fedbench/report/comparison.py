@@ -6,7 +6,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
@@ -62,6 +62,8 @@ class Comparison:
         Score columns: domains (or clients, where there is one domain), AVG and worst client.
     rows : list of Row
         One a method, in the order in which they were given.
+    left_out : list of str
+        Runs that count for nothing, in words: never evaluated, or the same settings and seed again.
     """
 
     headline: str
@@ -69,6 +71,7 @@ class Comparison:
     at: At
     scores: list[str]
     rows: list[Row]
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def columns(self) -> list[str]:
@@ -97,17 +100,28 @@ def compare(summaries: Iterable[Mapping[str, Any]], at: At = "final") -> Compari
         raise UserError(
             f"these runs measure different things ({', '.join(sorted(headlines))}); compare them apart"
         )
-    for s in summaries:
+    evaluated = [s for s in summaries if s["final"]]
+    if not evaluated:
+        raise UserError("none of these runs got as far as an evaluation; their log.txt says why")
+    for s in evaluated:
         if s[at] is None:
-            why = "it has no validation rows" if at == "best_validation" else "it was never evaluated"
-            raise UserError(f"run '{s['label']}' seed {s['seed']} has no '{at}' result: {why}")
-    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for s in summaries:
-        groups[json.dumps([s["label"], s["settings"], _stopped(s)], sort_keys=True)].append(s)
-    labels = _labels([g[0] for g in groups.values()])
+            raise UserError(f"run '{s['label']}' seed {s['seed']} has no '{at}' result: no validation rows")
+    # The same settings with the same seed are the same run, and no second witness.
+    by_seed: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for s in evaluated:
+        by_seed[json.dumps([s["label"], s["settings"], _stopped(s)], sort_keys=True)][s["seed"]] = s
+    groups = [list(seeds.values()) for seeds in by_seed.values()]
+    repeated = len(evaluated) - sum(len(group) for group in groups)
+    left_out = [
+        f"{count} {what} left out"
+        for count, what in ((len(summaries) - len(evaluated), "never evaluated"), (repeated, "repeated"))
+        if count
+    ]
+    summaries = evaluated
+    labels = _labels([g[0] for g in groups])
     domains = list(dict.fromkeys(d for s in summaries for d in s[at]["domains"]))
     rows = []
-    for label, group in zip(labels, groups.values(), strict=True):
+    for label, group in zip(labels, groups, strict=True):
         cells = {}
         for domain in domains:
             values = [s[at]["domains"][domain] for s in group if domain in s[at]["domains"]]
@@ -117,17 +131,22 @@ def compare(summaries: Iterable[Mapping[str, Any]], at: At = "final") -> Compari
             values = [s[at][key] for s in group if s[at][key] is not None]
             if values:
                 cells[name] = Cell.of([100 * v for v in values] if _percent(group[0]) else values)
-        cells["MB"] = Cell.of([sum(p["up"] + p["down"] for p in s["bytes"].values()) / 1e6 for s in group])
-        cells["s"] = Cell.of([s["timing"].get("total", 0.0) for s in group])
+        cells["MB"] = Cell.of([megabytes(s) for s in group])
+        cells["s"] = Cell.of([s["timing"].get("total", 0.0) - s["timing"].get("start", 0.0) for s in group])
         rows.append(Row(label + _stopped(group[0]), sorted(s["seed"] for s in group), cells))
     first = summaries[0]
     scores = [*domains, *(["AVG"] if len(domains) > 1 else []), "worst"]
-    return Comparison(first["headline"], first["higher_is_better"], at, scores, rows)
+    return Comparison(first["headline"], first["higher_is_better"], at, scores, rows, left_out)
 
 
 def _stopped(summary: Mapping[str, Any]) -> str:
     """What a label says of a run that did not reach its last round."""
     return "" if summary["status"] == "completed" else f", stopped in round {summary['rounds']}"
+
+
+def megabytes(summary: Mapping[str, Any]) -> float:
+    """Megabytes up and down for training and what precedes it; evaluation is ours and not the method's."""
+    return sum(b["up"] + b["down"] for phase, b in summary["bytes"].items() if phase != "evaluate") / 1e6
 
 
 def _percent(summary: Mapping[str, Any]) -> bool:
@@ -184,7 +203,8 @@ def table(comparison: Comparison, title: str = "", width: int | None = None) -> 
 def _caption(comparison: Comparison) -> str:
     unit = "%" if comparison.headline == "accuracy" else ""
     caption = f"{comparison.headline}{f' in {unit}' if unit else ''}, {_TITLES[comparison.at]}; "
-    caption += "STD: over domains; worst: client; MB: up and down; s: wall time"
+    caption += "STD: over domains; worst: client; MB: up and down, without evaluation; s: after start-up"
+    caption += "".join(f"; {text}" for text in comparison.left_out)
     seeds = [len(r.seeds) for r in comparison.rows]
     low, high = min(seeds), max(seeds)
     if high > 1:

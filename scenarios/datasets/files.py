@@ -258,3 +258,10 @@ def _tree(
     y = np.array([classes.index(name[1]) for name in names], dtype=np.int64)
     outer_index = np.array([found.index(name[0]) for name in names], dtype=np.int64)
     return ImageTree(x, y, outer_index, classes, found)
+
+
+def local_path(name: str | Path, root: str | Path | None) -> Path | None:
+    """Existing file or folder of this name, here or else under ``root``; ``None`` where there is none."""
+    here = Path(name).expanduser()
+    candidates = [here, *([Path(root).expanduser() / name] if root else [])]
+    return next((path for path in candidates if path.exists()), None)

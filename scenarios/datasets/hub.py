@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from scenarios.datasets.files import decode_image
+from scenarios.datasets.files import decode_image, local_path
 from scenarios.datasets.options import check_choice, check_text, check_whole
 from scenarios.federation import Dataset, Meta, Rows, ScenarioError
 
@@ -22,7 +22,9 @@ class Hub:
     ----------
     dataset : str
         Name on the Hub, e.g. ``flwrlabs/pacs``, which needs a network unless it is in the cache; or a local
-        folder of parquet files or images.
+        folder of parquet files or images, found from here or else from ``root``.
+    root : str, Path or None
+        Folder of data sets.
     subset : str or None
         Configuration of the data set, where it has several.
     image_column, label_column : str
@@ -40,6 +42,7 @@ class Hub:
     """
 
     dataset: str
+    root: str | Path | None = None
     subset: str | None = None
     image_column: str = "image"
     label_column: str = "label"
@@ -95,7 +98,8 @@ class Hub:
         from datasets.exceptions import DatasetsError
         from flwr_datasets import FederatedDataset
 
-        source = FederatedDataset(dataset=self.dataset, subset=self.subset, partitioners={}, shuffle=False)
+        name = str(local_path(self.dataset, self.root) or self.dataset)
+        source = FederatedDataset(dataset=name, subset=self.subset, partitioners={}, shuffle=False)
         try:
             splits = [source.load_split(name) for name in names]
         except ValueError as error:  # an unknown split or configuration; the message lists those there are

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from scenarios.datasets.files import read_images
+from scenarios.datasets.files import local_path, read_images
 from scenarios.datasets.options import check_choice, check_whole
 from scenarios.federation import Dataset, ScenarioError
 
@@ -17,7 +17,9 @@ class ImageFolder:
     Parameters
     ----------
     path : str or Path
-        Folder of the domains, or a zip of it.
+        Folder of the domains, or a zip of it; found from here, or else from ``root``.
+    root : str, Path or None
+        Folder of data sets.
     size : int
         Height and width of the result, pixels; images are resized, aspect not kept.
     channels : int
@@ -25,6 +27,7 @@ class ImageFolder:
     """
 
     path: str | Path
+    root: str | Path | None = None
     size: int = 64
     channels: int = 3
 
@@ -49,10 +52,11 @@ class ImageFolder:
             Where there is no such folder, it has no domains, the classes of its domains differ, or an image
             cannot be read.
         """
-        path = Path(self.path).expanduser()
-        if not path.exists():
+        path = local_path(self.path, self.root)
+        if path is None:
+            also = f" nor under data.root={self.root}" if self.root else ""
             raise ScenarioError(
-                f"data 'image_folder': nothing at {path.absolute()}; data.path must name a folder that holds "
-                "DOMAIN/CLASS/FILE"
+                f"data 'image_folder': nothing at {Path(self.path).expanduser().absolute()}{also}; data.path "
+                "must name a folder that holds DOMAIN/CLASS/FILE"
             )
         return read_images(path, self.size, self.channels).dataset(path.stem)

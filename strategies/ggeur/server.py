@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from strategies.errors import StrategyError
 from strategies.ggeur.augment import Policy, Scale
 from strategies.ggeur.client import OPTIONS, PACK
 from strategies.ggeur.geometry import Boost, eigen_geometry
@@ -43,7 +44,7 @@ class GGEUR(Strategy):
         What trains; not changed.
     policy : {"auto", "single", "multi", "code_digits", "code_lds", "none"}
         How many vectors a client adds. ``auto``: ``single`` for one domain; for several, ``multi`` with
-        500 + 500 (each other domain), or with 50 + 50 where some client lacks a class.
+        500 + 500 (each other domain), or with 50 + 50 where some client uploads nothing of some class.
     own, foreign : int or None
         ``single``: total of each class (T). ``multi``: total around own samples (T1), and number around
         each other domain's mean (M; 0 is the ablation "step 1 only"). ``None`` takes the policy's default.
@@ -67,8 +68,9 @@ class GGEUR(Strategy):
         Count the scatter between clients' means (eq. 4); ``False`` is an ablation.
     wire_dtype : {"float32", "float64"}
         Width of statistics and geometry on the wire.
-    weighting : {"augmented", "original", "uniform"}
-        Number of examples that a client reports for averaging.
+    weighting : {"original", "augmented", "uniform"}
+        Number of examples that a client reports for averaging: by default its own, so that the wrapped
+        strategy weighs clients as it would without alignment.
 
     Raises
     ------
@@ -97,7 +99,7 @@ class GGEUR(Strategy):
         n_min_upload: int = 1,
         between: bool = True,
         wire_dtype: Literal["float32", "float64"] = "float32",
-        weighting: Literal["augmented", "original", "uniform"] = "augmented",
+        weighting: Literal["original", "augmented", "uniform"] = "original",
     ) -> None:
         if not 0 < guide_fraction <= 1:
             raise ValueError(f"guide_fraction: must be above 0 and at most 1, got {guide_fraction}")
@@ -117,14 +119,20 @@ class GGEUR(Strategy):
         self.delivery: RecordDict | None = None
         self.diagnostics: dict[str, float] = {}
         self._delivered: set[int] = set()
+        self._resumed = False
 
     # --- the phase before the rounds -------------------------------------------------------------
 
     def prepare(self, grid: Grid, arrays: ArrayRecord) -> ArrayRecord:
         """Collect, pool, decompose and deliver (steps A and B); returns ``arrays`` for round 1."""
+        if self._resumed:
+            self._resumed = False
+            return arrays
         nodes = _connected(grid, getattr(self.strategy, "min_available_nodes", 1))
         config = ConfigRecord({"n-min-upload": self.n_min_upload, "wire-dtype": self.wire_dtype})
         replies = _ask(grid, nodes, "query.ggeur_statistics", RecordDict({"config": config}))
+        _refuse_silence(replies, "query.ggeur_statistics")
+        replies = [reply for reply in replies if reply.has_content()]
         statistics: Statistics = {}
         domains: dict[int, str] = {}
         for reply in replies:
@@ -132,7 +140,7 @@ class GGEUR(Strategy):
             statistics[node] = _read_moments(reply.content.array_records["moments"])
             domains[node] = str(reply.content.config_records["config"]["domain"])
         self.delivery = self._geometry(statistics, domains)
-        self._deliver(grid, [reply.metadata.src_node_id for reply in replies])
+        _refuse_silence(self._deliver(grid, [r.metadata.src_node_id for r in replies]), "query.ggeur_deliver")
         inner: Callable[..., ArrayRecord] | None = getattr(self.strategy, "prepare", None)
         return inner(grid, arrays) if inner else arrays
 
@@ -143,7 +151,7 @@ class GGEUR(Strategy):
             for label, moments in classes.items():
                 by_class[label].append((node, moments))
         if not by_class:
-            raise RuntimeError(
+            raise StrategyError(
                 f"GGEUR: no client has a class with {self.n_min_upload} or more samples; lower n_min_upload"
             )
         policy = self._policy(statistics, domains)
@@ -176,7 +184,10 @@ class GGEUR(Strategy):
         self.diagnostics = {
             "ggeur_rank": float(np.mean(ranks)),
             "ggeur_effective_rank": float(np.mean(effective)),
+            "ggeur_foreign": float(policy.foreign),
         } | _cell_sizes(statistics, len(by_class))
+        if policy.own is not None:
+            self.diagnostics["ggeur_own"] = float(policy.own)
         options: dict[str, Any] = {
             "policy": policy.name,
             "own": -1 if policy.own is None else policy.own,
@@ -208,22 +219,28 @@ class GGEUR(Strategy):
             size if self.foreign is None else self.foreign,
         )
 
-    def _deliver(self, grid: Grid, nodes: Iterable[int]) -> None:
+    def _deliver(self, grid: Grid, nodes: list[int]) -> list[Message]:
         assert self.delivery is not None
-        replies = _ask(grid, list(nodes), "query.ggeur_deliver", self.delivery)
-        self._delivered |= {reply.metadata.src_node_id for reply in replies}
+        replies = _ask(grid, nodes, "query.ggeur_deliver", self.delivery)
+        self._delivered |= {reply.metadata.src_node_id for reply in replies if reply.has_content()}
+        return replies
 
     # --- the rounds: the wrapped strategy's ------------------------------------------------------
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Messages of the wrapped strategy, after a delivery to clients that had none yet."""
+        """Messages of the wrapped strategy, after a delivery to clients that had none yet.
+
+        A client that could not take its delivery is left out of the round.
+        """
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         new = sorted({m.metadata.dst_node_id for m in messages} - self._delivered)
-        if new and self.delivery is not None:
+        if self.delivery is None:
+            return messages
+        if new:
             self._deliver(grid, new)
-        return messages
+        return [m for m in messages if m.metadata.dst_node_id in self._delivered]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -261,10 +278,11 @@ class GGEUR(Strategy):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave; :meth:`prepare` is then not called again.
+        """Take up what :meth:`state_dict` gave; :meth:`prepare` then has nothing to do.
 
         Clients are sent the geometry anew before they next train: whether they still have it is not known.
         """
+        self._resumed = "pack" in state
         self._delivered = set()
         if "pack" in state:
             pack = ArrayRecord({k: Array(v) for k, v in state["pack"].items()})
@@ -280,17 +298,18 @@ def _connected(grid: Grid, minimum: int) -> list[int]:
 
 
 def _ask(grid: Grid, nodes: list[int], message_type: str, content: RecordDict) -> list[Message]:
-    """Replies with content; an error if none came, because nothing can then be aligned."""
-    messages = [Message(content, node, message_type) for node in nodes]
-    replies = list(grid.send_and_receive(messages))
-    good = [reply for reply in replies if reply.has_content()]
-    if not good:
-        reason = str(replies[0].error.reason).strip().splitlines()[-1] if replies else "no reply"
-        raise RuntimeError(
-            f"GGEUR: none of {len(nodes)} clients answered '{message_type}' ({reason}); their ClientApp "
-            "must register the actions of the client half, strategies.GGEURClient"
-        )
-    return good
+    return list(grid.send_and_receive([Message(content, node, message_type) for node in nodes]))
+
+
+def _refuse_silence(replies: list[Message], message_type: str) -> None:
+    """Raise StrategyError if no client answered, because nothing can then be aligned."""
+    if any(reply.has_content() for reply in replies):
+        return
+    reason = str(replies[0].error.reason).strip().splitlines()[-1] if replies else "no reply"
+    raise StrategyError(
+        f"GGEUR: none of {len(replies)} clients answered '{message_type}' ({reason}); their ClientApp "
+        "must register the actions of the client half, strategies.GGEURClient"
+    )
 
 
 def _read_moments(record: ArrayRecord) -> dict[int, ClassMoments]:

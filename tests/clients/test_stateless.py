@@ -302,3 +302,15 @@ def test_no_rows_give_sums_of_0():
     model = stateless()
     empty = {k: v[:0] for k, v in batch().items()}
     assert evaluate(model, model.initial(), empty) == {"loss": 0, "correct": 0, "count": 0}
+
+
+def test_accuracy_and_loss_agree_with_torchmetrics():
+    from torchmetrics.functional import accuracy
+
+    torch.manual_seed(0)
+    logits, labels = torch.randn(50, 4), torch.randint(4, (50,))
+    task = Classification()
+    sums = task.metrics(logits, {"y": labels, "weight": torch.ones(50)})
+    scores = task.scores({k: float(v) for k, v in sums.items()})
+    assert scores["accuracy"] == pytest.approx(float(accuracy(logits, labels, "multiclass", num_classes=4)))
+    assert scores["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)))

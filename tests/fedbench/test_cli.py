@@ -127,3 +127,20 @@ def test_a_single_method_has_no_verdict(here, capsys):
     assert main(["run", *SMALL, "strategy=fedavg", "run_dir=out"]) == 0
     assert main(["compare", "out"]) == 0
     assert "ahead" not in capsys.readouterr().out
+
+
+def test_a_sweep_goes_on_without_a_method_that_makes_no_sense(tmp_path, capsys):
+    request = ["data=digits", "client=cnn", "rounds=1", "client.steps=1", "engine=serial"]
+    assert main(["run", *request, f"run_dir={tmp_path / 'run'}"]) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("fedbench: left out: align=ggeur works on feature vectors")
+    assert "fedprox" in out
+    assert "ggeur " not in out.partition("method")[2]
+
+
+def test_a_strategy_that_cannot_go_on_ends_the_run_in_one_line(tmp_path, capsys):
+    request = ["data=digits", "strategy=ggeur", "align.n_min_upload=5000", "engine=serial"]
+    assert main(["run", *request, f"run_dir={tmp_path / 'run'}"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "no client has a class with 5000 or more samples; lower n_min_upload" in err

@@ -47,6 +47,9 @@ MISTAKES = {
     "client.model.hidden=[a]": "client.model.hidden=['a']: must be a list of whole numbers\n",
     "client.model._target_=no.Where": "client.model._target_: cannot load 'no.Where' (No module named 'no')",
     # ranges
+    "data=digits scenario.test_fraction=0": "scenario.test_fraction=0: leaves some domain without test rows",
+    "strategy=ggeur align.own=-5": "align.own: must not be negative, got -5",
+    "client.lr=nan": "client.lr: must be above 0, got nan",
     "rounds=0": "rounds=0: must be 1 or more",
     "seed=-1": "seed=-1: must be 0 or more",
     "eval_every=0": "eval_every=0: must be 1 or more",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections import Counter, defaultdict
 
@@ -150,15 +151,16 @@ def test_client_bytes_add_up_to_those_of_the_summary(serial):
         books = defaultdict(int)
         for row in rows_of(path):
             if row["metric"] in ("bytes_up", "bytes_down"):
-                books["rounds" if row["round"] else "prepare", row["metric"][6:]] += row["value"]
+                books[row["phase"], row["metric"][6:]] += row["value"]
         assert dict(books) == {(p, way): n for p, ways in summary["bytes"].items() for way, n in ways.items()}
     # 8 x 5 weights and 5 biases of 4 bytes, and the round as a number of 8 bytes; 4 clients, 3 rounds.
     model = (8 * 5 + 5) * 4
     rows = [r for r in rows_of(serial("fedavg")[1]) if r["phase"] == "train"]
     assert {r["value"] for r in rows if r["metric"] == "bytes_down"} == {model + 8}
     assert {r["value"] for r in rows if r["metric"] == "bytes_up"} == {model + 3 * 8}
-    assert set(serial("fedavg")[0]["bytes"]) == {"rounds"}
-    assert set(serial("ggeur")[0]["bytes"]) == {"prepare", "rounds"}
+    queries = {"query.ggeur_statistics", "query.ggeur_deliver"}
+    assert set(serial("fedavg")[0]["bytes"]) == {"train", "evaluate"}
+    assert set(serial("ggeur")[0]["bytes"]) == {"train", "evaluate"} | queries
 
 
 def test_scores_are_those_of_the_rows(serial):
@@ -323,3 +325,46 @@ def test_an_interrupted_run_is_kept(trouble, tmp_path, capsys):
     assert main(["run", *SMALL, "engine=serial", "strategy=fedavg", f"run_dir={tmp_path / 'run'}"]) == 130
     assert capsys.readouterr().err.startswith("fedbench: interrupted")
     assert json.loads((tmp_path / "run/summary.json").read_text())["final"]["round"] == 2
+
+
+def test_flowers_own_sampling_follows_the_seed(tmp_path):
+    def trained(name, seed):
+        half = compose("strategy=fedavg", "+strategy.fraction_train=0.5", f"seed={seed}", "engine=serial")
+        run(half, tmp_path / name)
+        rows = rows_of(tmp_path / name)
+        return [r["node"] for r in rows if r["phase"] == "train" and r["metric"] == "train_loss"]
+
+    first = trained("a", 0)
+    assert len(first) == 3 * 2
+    assert trained("b", 0) == first
+    assert trained("c", 1) != first
+
+
+@pytest.mark.slow
+def test_the_number_of_threads_that_the_machine_offers_changes_nothing(tmp_path):
+    digests = []
+    for threads in ("1", "4"):
+        # Wide enough that a multi-threaded decomposition would sum in another order.
+        wide = [
+            *SMALL,
+            "data.dim=600",
+            "strategy=ggeur",
+            "align.own=30",
+            "align.foreign=1",
+            "rounds=1",
+            "engine=serial",
+            f"run_dir={tmp_path / threads}",
+        ]
+        command = [sys.executable, "-m", "fedbench", "run", *wide]
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        digests.append(json.loads((tmp_path / threads / "summary.json").read_text())["weights_sha256"])
+    assert digests[0] == digests[1]
+
+
+def test_a_pure_client_among_mixed_ones_has_no_domain_of_its_own(tmp_path):
+    tiny = ["data=digits", "scenario=label_skew", "scenario.alpha=0.05", "seed=2", "strategy=ggeur"]
+    config = plan([*tiny, "client=linear", "rounds=1", "engine=serial"])[0]
+    bench = fedbench.bench.build(config)
+    assert {c.domain for c in bench.federation.clients} > {-1}  # the split that this is about
+    assert set(bench.spec.domains) == {"mixed"}

@@ -31,8 +31,12 @@ def summary(label="fedavg", seed=0, domains=(0.5, 0.7), **changes):
         "final": point,
         "last_5": point,
         "best_validation": point,
-        "bytes": {"rounds": {"down": 3_000_000, "up": 1_500_000}, "prepare": {"down": 0, "up": 500_000}},
-        "timing": {"total": 2.0},
+        "bytes": {
+            "train": {"down": 3_000_000, "up": 1_500_000},
+            "query.statistics": {"down": 0, "up": 500_000},
+            "evaluate": {"down": 7_000_000, "up": 7},
+        },
+        "timing": {"start": 0.5, "total": 2.5},
     }
     return whole | changes
 
@@ -66,7 +70,9 @@ def test_mean_and_sample_deviation_over_seeds():
     assert row.cells["AVG"] == Cell(pytest.approx(65), pytest.approx(5))  # 60, 70 and 65
     assert row.cells["worst"] == Cell(pytest.approx(50), pytest.approx(10))
     assert row.cells["STD"].mean == pytest.approx((10 + 10 + 25) / 3)
-    assert row.cells["MB"] == Cell(pytest.approx(5.0), pytest.approx(0.0))  # up and down of every phase
+    assert row.cells["MB"] == Cell(
+        pytest.approx(5.0), pytest.approx(0.0)
+    )  # training and what precedes it, evaluation not
     assert row.cells["s"] == Cell(2.0, 0.0)
 
 
@@ -89,9 +95,9 @@ def test_the_round_asked_for_is_shown():
 
 
 def test_what_is_missing_is_said():
-    with pytest.raises(UserError, match="run 'fedavg' seed 3 has no 'best_validation' result: it has no val"):
+    with pytest.raises(UserError, match="run 'fedavg' seed 3 has no 'best_validation' result: no val"):
         compare([summary(), summary(seed=3, best_validation=None)], "best_validation")
-    with pytest.raises(UserError, match="run 'fedavg' seed 0 has no 'final' result: it was never evaluated"):
+    with pytest.raises(UserError, match="none of these runs got as far as an evaluation"):
         compare([summary(final=None)])
     with pytest.raises(UserError, match=r"measure different things \(accuracy, mse\)"):
         compare([summary(), summary(headline="mse")])
@@ -111,6 +117,15 @@ def labels(*runs):
 def test_runs_that_differ_by_their_seed_alone_are_one_row():
     runs = [summary(seed=s) for s in (2, 0, 1)] + [summary("fedprox", seed=0)]
     assert labels(*runs) == [("fedavg", [0, 1, 2]), ("fedprox", [0])]
+
+
+def test_the_same_run_twice_is_no_second_seed_and_a_run_without_results_no_run():
+    runs = [summary(), summary(domains=(0.6, 0.8)), summary("fedprox"), summary("broken", final=None)]
+    comparison = compare(runs)
+    assert [(r.label, r.seeds) for r in comparison.rows] == [("fedavg", [0]), ("fedprox", [0])]
+    assert comparison.rows[0].cells["AVG"].mean == pytest.approx(70)  # of the later one
+    assert comparison.left_out == ["1 never evaluated left out", "1 repeated left out"]
+    assert "1 repeated left out" in words(comparison)
 
 
 def test_runs_on_another_engine_are_the_same_row():
@@ -211,7 +226,7 @@ def four_domains(names, seeds, labels=("fedavg", "fedprox+ggeur", "ggeur")):
         for seed in range(seeds):
             run = copy.deepcopy(summary(label, seed, (1.0, 0.8765 - i / 50, 0.5 + seed / 10, 0.0123)))
             run["final"]["domains"] = dict(zip(names, run["final"]["domains"].values(), strict=True))
-            run["bytes"]["rounds"]["down"] = 123_456_789_012
+            run["bytes"]["train"]["down"] = 123_456_789_012
             run["timing"]["total"] = 12_345.678
             runs.append(run)
     return compare(runs)

@@ -70,3 +70,13 @@ def test_mistakes_are_named(home: Path) -> None:
 def test_options_are_checked(options: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         ImageFolder(**options)  # type: ignore[arg-type]
+
+
+def test_a_relative_path_is_found_under_the_root(tmp_path):
+    for domain in ("art", "photo"):
+        folder = tmp_path / "home" / domain / "mug"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "1.png")
+    assert ImageFolder("home", root=tmp_path, size=8).load().domains == ("art", "photo")
+    with pytest.raises(ScenarioError, match=r"nor under data\.root="):
+        ImageFolder("nowhere", root=tmp_path).load()

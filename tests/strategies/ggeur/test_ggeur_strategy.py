@@ -286,7 +286,10 @@ def test_one_exchange_each_before_the_rounds_and_none_in_them():
 
 def test_clients_that_come_later_get_the_delivery_before_their_first_training():
     exchanges = []
-    strategy, grid = GGEUR(FedAvg(**ANY)), serial(spec(data_rule=GGEURClient()), exchanges)
+    strategy, grid = (
+        GGEUR(FedAvg(**ANY), weighting="augmented"),
+        serial(spec(data_rule=GGEURClient()), exchanges),
+    )
     with grid.cohort([0, 1]):
         arrays = strategy.prepare(grid, initial())
     del exchanges[:]
@@ -368,3 +371,36 @@ def test_nothing_to_align_is_an_error_that_says_so():
 def test_options_out_of_range_are_refused_in_one_line(options, message):
     with pytest.raises(ValueError, match=message):
         GGEUR(FedAvg(), **options)
+
+
+def test_a_client_that_cannot_take_its_delivery_is_left_out_of_the_round():
+    class OneIsDeaf(SerialGrid):
+        def execute(self, messages):
+            deaf = [
+                m.metadata.message_type == "query.ggeur_deliver"
+                and m.metadata.dst_node_id == FIRST_NODE_ID + 2
+                for m in messages
+            ]
+            heard = iter(super().execute([m for m, d in zip(messages, deaf, strict=True) if not d]))
+            return [
+                Outcome(failure(m, OSError("deaf")), 0.0) if d else next(heard)
+                for m, d in zip(messages, deaf, strict=True)
+            ]
+
+    exchanges = []
+    strategy, grid = GGEUR(FedAvg(**ANY)), serial(spec(data_rule=GGEURClient()), exchanges, OneIsDeaf)
+    arrays = strategy.prepare(grid, initial())
+    one_round(strategy, grid, arrays, 1)
+    assert [e.node for e in exchanges if e.phase == "train"] == [0, 1]
+    assert [e.node for e in exchanges if e.error] == [2, 2]  # asked again before its round
+
+
+def test_a_resumed_strategy_collects_nothing_anew():
+    first, _ = aligned()
+    exchanges = []
+    second, grid = GGEUR(FedAvg(**ANY)), serial(spec(data_rule=GGEURClient()), exchanges)
+    second.load_state_dict(first.state_dict())
+    arrays = initial()
+    assert second.prepare(grid, arrays) is arrays
+    one_round(second, grid, arrays, 1)
+    assert [e.phase for e in exchanges[:4]] == ["query.ggeur_deliver"] * 3 + ["train"]
