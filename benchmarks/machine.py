@@ -23,10 +23,16 @@ def describe() -> str:
 
 
 def commit() -> str:
-    """Abbreviated git commit, with ``-dirty`` where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """Abbreviated git commit, with ``-dirty`` where files other than results differ from it."""
+    changed = _git("status", "--porcelain", "--", ":/", ":!/benchmarks/results")
+    return (_git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(
+        ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
 
 
 def load() -> float:
