@@ -37,8 +37,8 @@ class GaussianDomains:
     basis_mix : float
         Weight of a class's own matrix in its basis, 0 to 1.
     rerandomise : float
-        Weight of a random basis of the domain in the bases of its classes: 0 means that a class has the same
-        covariance in every domain, 0.5 that half of it is drawn anew.
+        Weight of a random matrix of each domain and class in its basis: 0 means that a class has the same
+        covariance in every domain, 0.5 that half of it is drawn anew, 1 that domains share nothing.
     mean_std : float
         Spread of the class means, for each coordinate.
     mean_rank : int or None
@@ -144,8 +144,11 @@ class GaussianDomains:
         shift = shift + self.domain_class_shift_std * rng.standard_normal((self.domains, self.classes, dim))
         factors = []
         for _ in range(self.domains):
-            fresh = _basis(rng.standard_normal((dim, dim)))
-            turned = [_basis((1 - self.rerandomise) * basis + self.rerandomise * fresh) for basis in bases]
+            fresh = rng.standard_normal((self.classes, dim, dim)) / np.sqrt(dim)
+            turned = [
+                _basis((1 - self.rerandomise) * basis + self.rerandomise * matrix)
+                for basis, matrix in zip(bases, fresh, strict=True)
+            ]
             factors.append([scale * basis.T for basis in turned])
         return means + shift, factors
 
