@@ -161,6 +161,7 @@ class RayGrid(EngineGrid):
         self._app = ray.put(app_factory)
         self._ready: dict[Any, Any] = {}
         self._workers = [self._hire() for _ in range(min(count, max(len(self.sizes), 1)))]
+        ray.get([self._ready[worker] for worker in self._workers])  # start-up is no part of the first round
         self._states: dict[int, _State] = {}
         self._seconds: dict[tuple[str, int], float] = {}
         self._contents = 0
