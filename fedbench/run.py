@@ -81,6 +81,7 @@ class Run:
         status = "failed"
         try:
             with self.bench.make_grid(self._observe) as grid:
+                grid.wait()
                 self.seconds["start"] = time.perf_counter() - started
                 arrays = self._prepare(grid, arrays)
                 with self._progress() as progress:

@@ -87,6 +87,10 @@ class EngineGrid(Grid):
     def execute(self, messages: list[Message]) -> list[Outcome]:
         """Run the messages, in partition order, and return their outcomes in the same order."""
 
+    def wait(self) -> None:
+        """Wait until the engine is up, so that its start is no part of the first round."""
+        return
+
     def close(self) -> None:
         """Free what the engine holds."""
         return

@@ -161,7 +161,6 @@ class RayGrid(EngineGrid):
         self._app = ray.put(app_factory)
         self._ready: dict[Any, Any] = {}
         self._workers = [self._hire() for _ in range(min(count, max(len(self.sizes), 1)))]
-        ray.get([self._ready[worker] for worker in self._workers])  # start-up is no part of the first round
         self._states: dict[int, _State] = {}
         self._seconds: dict[tuple[str, int], float] = {}
         self._contents = 0
@@ -174,6 +173,11 @@ class RayGrid(EngineGrid):
             raise ValueError(f"workers: must be 1 or more, got {workers}")
         if gpus_per_worker < 0:
             raise ValueError(f"gpus_per_worker: must be 0 or more, got {gpus_per_worker}")
+
+    def wait(self) -> None:
+        """Wait until all workers are up; one that could not start says so when it is given work."""
+        starting = [self._ready[worker] for worker in self._workers]
+        ray.wait(starting, num_returns=len(starting))
 
     def execute(self, messages: list[Message]) -> list[Outcome]:
         """Push one work list to each worker and gather the outcomes."""

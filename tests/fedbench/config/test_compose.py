@@ -97,7 +97,7 @@ def test_presets_of_the_package_sweep_what_they_say():
         "none", "dup", "ggeur_step1", "ggeur", "ggeur_linear", "iso", "gauss",
     }  # fmt: skip
     assert {c.data.seed for c in configs} == {0}
-    alone = plan(["experiment=ggeur_e2", "data.rerandomise=0", "align=iso"])
+    alone = plan(["experiment=ggeur_e2", "data.rerandomise=0", "data.train_per_class=30", "align=iso"])
     assert [(c.choices.align, c.seed, c.data.seed) for c in alone] == [("iso", s, s) for s in range(4)]
 
 
