@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from strategies.local import Action, Batch, DataRule, Examples, LocalRule, Params, Round
+from strategies.client import RuleClient
+from strategies.functional import Batch
+from strategies.local import Action, DataRule, Examples, FineTune, LocalRule
 from strategies.seeding import generator, torch_seed
 
 from .errors import ClientError
 from .tasks.base import Arrays, Rows, Task
-from .training import Stateless, Training, evaluate, train_client
-
-_KEPT = "fedbench-kept"
+from .training import Plan, Training, evaluate
 
 
 class Split(Protocol):
@@ -60,6 +61,9 @@ class ClientSpec:
         Seed of the run.
     device : str
         Torch device.
+    row_domain : ndarray of int64 or None
+        Domain of each row, for methods whose clients have models of their own: they report their test rows
+        by domain, since no global model can be tested.
     """
 
     arrays: Arrays
@@ -72,6 +76,7 @@ class ClientSpec:
     data_rule: DataRule | None = None
     seed: int = 0
     device: str = "cpu"
+    row_domain: npt.NDArray[np.int64] | None = None
 
 
 class _Node:
@@ -79,13 +84,19 @@ class _Node:
 
     def __init__(self, spec: ClientSpec) -> None:
         self.spec = spec
-        self.model = Stateless(spec.model(), spec.task, spec.device)
-        self.optimizer = spec.training.build_optimizer()
+        self.client = RuleClient(
+            spec.rule,
+            spec.model(),
+            spec.task.loss,
+            spec.task.inputs,
+            spec.training.build_optimizer(),
+            spec.device,
+        )
 
     def batch(self, arrays: Arrays, rows: Rows) -> Batch:
         data = self.spec.task.gather(arrays, rows)
         data["weight"] = torch.ones(len(next(iter(data.values()))))
-        return {k: v.to(self.model.device) for k, v in data.items()}
+        return {k: v.to(self.client.model.device) for k, v in data.items()}
 
     def examples(self, node: int) -> Examples:
         """Training rows as feature vectors, for a data rule."""
@@ -109,78 +120,80 @@ class _Node:
             weight = len(changed.y) if changed.weight is None else changed.weight
         return self.batch(arrays, rows), 1 if spec.training.weighting == "uniform" else weight
 
-    def round(self, message: Message, context: Context, node: int, steps: int) -> Round:
-        """What the rule may look at."""
-        records = {k: self.tensors(r) for k, r in message.content.array_records.items()}
-        config = config_of(message)
-        server_round = round_of(message)
-        if "arrays" not in records:
-            raise ClientError(
-                "the message has no record 'arrays'; the strategy's arrayrecord_key must be 'arrays'"
-            )
-        received = self.model.to_device(records.pop("arrays"))
-        kept = context.state.array_records.get(_KEPT)
-        seed = torch_seed(self.spec.seed, "rule", server_round, node)
-        return Round(
-            model=self.model,
-            task_loss=self.spec.task.loss,
-            received=received,
-            trainable=self.model.trainable,
-            kept=self.spec.rule.keep(received) if kept is None else self.tensors(kept),
-            sent=records,
-            config=config,
-            steps=steps,
-            lr=self.spec.training.learning_rate(server_round),
-            generator=torch.Generator().manual_seed(seed),
-        )
-
-    def tensors(self, record: ArrayRecord) -> Params:
-        """An array record on the model's device."""
-        return {k: torch.from_numpy(v.numpy()).to(self.model.device) for k, v in record.items()}
+    def plan(self, training: Training, rows: int, purpose: str, *keys: int) -> Plan:
+        """Batches of one purpose, such as a round."""
+        smallest = 2 if self.client.model.has_batch_norm else 1
+        return training.plan(rows, generator(self.spec.seed, purpose, *keys), smallest)
 
     def train(self, message: Message, context: Context) -> Message:
         """Answer a training message."""
-        spec, node = self.spec, partition_of(context)
+        node, now = partition_of(context), round_of(message)
         data, weight = self.training_data(node, context)
-        server_round = round_of(message)
-        plan = spec.training.plan(
-            len(data["weight"]),
-            generator(spec.seed, "batches", server_round, node),
-            smallest=2 if self.model.has_batch_norm else 1,
-        )
-        now = self.round(message, context, node, len(plan))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed(spec.seed, "dropout", server_round, node))
-            params, loss = train_client(spec.rule, self.optimizer, now, data, plan)
-        upload = spec.rule.end(params, now)
-        if upload.kept:
-            context.state[_KEPT] = record(upload.kept)
-        metrics: dict[str, Any] = {"num-examples": weight, "train_loss": loss, "local_steps": len(plan)}
-        metrics |= {k: float(v) for k, v in upload.metrics.items()}
-        content = RecordDict({"arrays": record(upload.arrays), "metrics": MetricRecord(metrics)})
-        for key, extra in upload.extra.items():
-            content[key] = record(extra)
-        return Message(content, reply_to=message)
+        training = self.spec.training
+        with self.seeded("dropout", now, node):
+            return self.client.train(
+                message,
+                context,
+                data,
+                self.plan(training, len(data["weight"]), "batches", now, node),
+                training.learning_rate(now),
+                weight=weight,
+                generator=self.generator(now, node),
+            )
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Answer an evaluation message: summed metrics on validation and test rows."""
-        spec, node = self.spec, partition_of(context)
+        spec, node, now = self.spec, partition_of(context), round_of(message)
         split = spec.splits[node]
-        params = spec.rule.begin(self.round(message, context, node, 0))
+        # Only what fine-tunes before it predicts has use for the training rows here.
+        tunes = type(spec.rule).fine_tune is not LocalRule.fine_tune
+        data = self.training_data(node, context)[0] if tunes else {}
+
+        def plan(tune: FineTune) -> Plan:
+            training = replace(spec.training, steps=tune.steps, epochs=tune.epochs or 1, replace=False)
+            return self.plan(training, len(data["weight"]), "fine-tune", now, node)
+
+        with self.seeded("fine-tune dropout", now, node):
+            predict = self.client.predictor(
+                message, context, data, plan, spec.training.learning_rate(now), self.generator(now, node)
+            )
         metrics: dict[str, Any] = {"num-examples": max(len(split.val) + len(split.test), 1)}
-        for name, rows in (("val", split.val), ("test", split.test)):
-            sums = evaluate(self.model, params, self.batch(spec.arrays, rows))
+        for name, rows in (("val", split.val), ("test", split.test), *self.by_domain(split.test)):
+            sums = evaluate(spec.task, predict, self.batch(spec.arrays, rows))
             metrics |= {f"{name}_{key}": value for key, value in sums.items()}
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+    def by_domain(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, npt.NDArray[np.int64]]]:
+        """Rows of each domain, where clients predict with models of their own."""
+        domain = self.spec.row_domain
+        if domain is None:
+            return []
+        return [(f"test@{d}", rows[domain[rows] == d]) for d in np.unique(domain[rows]).tolist()]
 
     def answering(self, action: Action) -> Callable[[Message, Context], Message]:
         """A query handler that hands the client's examples to a data rule's action."""
         return lambda message, context: action(message, context, self.examples(partition_of(context)))
 
+    def querying(self, action: str) -> Callable[[Message, Context], Message]:
+        """A query handler of the rule's own."""
 
-def record(params: Mapping[str, torch.Tensor]) -> ArrayRecord:
-    """An array record of tensors, in their order."""
-    return ArrayRecord({k: Array(v.detach().cpu().numpy()) for k, v in params.items()})
+        def answer(message: Message, context: Context) -> Message:
+            node = partition_of(context)
+            data, _ = self.training_data(node, context)
+            return self.client.answer(action, message, context, data, self.generator(round_of(message), node))
+
+        return answer
+
+    def generator(self, server_round: int, node: int) -> torch.Generator:
+        """Source of a rule's own draws."""
+        return torch.Generator().manual_seed(torch_seed(self.spec.seed, "rule", server_round, node))
+
+    @contextmanager
+    def seeded(self, purpose: str, server_round: int, node: int) -> Iterator[None]:
+        """A block whose draws from torch's global generator, dropout's say, have a stream of their own."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed(self.spec.seed, purpose, server_round, node))
+            yield
 
 
 def partition_of(context: Context) -> int:
@@ -188,14 +201,10 @@ def partition_of(context: Context) -> int:
     return int(context.node_config["partition-id"])
 
 
-def config_of(message: Message) -> dict[str, Any]:
-    """The config record of a message, empty if it has none."""
-    return dict(message.content.config_records.get("config", {}))
-
-
 def round_of(message: Message) -> int:
     """The server round of a message, counted from 1."""
-    return int(config_of(message).get("server-round", 1))
+    config = message.content.config_records.get("config")
+    return int(config.get("server-round", 1)) if config else 1  # type: ignore[arg-type]
 
 
 def make_client_app(spec: ClientSpec) -> ClientApp:
@@ -210,4 +219,6 @@ def make_client_app(spec: ClientSpec) -> ClientApp:
     app.evaluate()(node.evaluate)
     for name, action in (spec.data_rule.actions() if spec.data_rule else {}).items():
         app.query(name)(node.answering(action))
+    for name in spec.rule.queries():
+        app.query(name)(node.querying(name))
     return app

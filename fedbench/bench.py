@@ -16,6 +16,7 @@ from clients.app import ClientSpec, make_client_app
 from clients.features.base import cached_features
 from clients.tasks.base import Task
 from scenarios import Dataset, Federation
+from strategies.functional import Stateless
 from strategies.local import LocalRule
 from strategies.seeding import torch_seed
 
@@ -78,8 +79,9 @@ def build(config: DictConfig) -> Bench:
         )
     dataset = _with_features(config, dataset)
     federation = _federation(config, dataset)
-    spec = _client_spec(config, federation, task)
+    spec = _client_spec(config, federation, task, strategy)
     _check_alignment(config, federation)
+    _check_rule(config, spec)
     sizes = [len(c.train) for c in federation.clients]
     if config.clients_per_round is not None and not 1 <= config.clients_per_round <= len(sizes):
         raise UserError(
@@ -161,7 +163,7 @@ def _domains(federation: Federation) -> list[str]:
     return ["mixed"] * len(names) if "mixed" in names else names
 
 
-def _client_spec(config: DictConfig, federation: Federation, task: Task) -> ClientSpec:
+def _client_spec(config: DictConfig, federation: Federation, task: Task, strategy: Strategy) -> ClientSpec:
     client = config.client
     training = make({"_target_": "clients.training.Training", **_options(client, "model", "task")}, "client")
     meta = federation.meta
@@ -180,11 +182,38 @@ def _client_spec(config: DictConfig, federation: Federation, task: Task) -> Clie
         model=module,
         task=task,
         training=training,
-        rule=make(config.strategy.rule, "strategy.rule") if "rule" in config.strategy else LocalRule(),
+        rule=_rule(config, strategy),
         data_rule=make(config.align.client, "align.client") if config.align.get("client") else None,
         seed=config.seed,
         device="cuda" if _on_gpu(config) else "cpu",
+        row_domain=federation.dataset.domain if getattr(strategy, "personal", False) else None,
     )
+
+
+def _rule(config: DictConfig, strategy: Strategy) -> LocalRule:
+    """Client half: the one that the server half names, or for Flower's own strategies the one configured."""
+    if "rule" in config.strategy:
+        rule: LocalRule = make(config.strategy.rule, "strategy.rule")
+        return rule
+    half: type[LocalRule] = getattr(strategy, "client_half", LocalRule)
+    return half()
+
+
+def _check_rule(config: DictConfig, spec: ClientSpec) -> None:
+    """Refuse a client that the method cannot train."""
+    name, rule = config.choices.strategy, spec.rule
+    if rule.sgd_only and spec.training.optimizer != "sgd":
+        raise NotApplicable(
+            f"strategy={name} is derived for SGD, but client.optimizer={spec.training.optimizer}; "
+            "set client.optimizer=sgd"
+        )
+    if rule.cuts_model:
+        model = Stateless(spec.model())
+        if not model.head or model.head == set(model.shared):
+            raise NotApplicable(
+                f"strategy={name} cuts a model into body and head, but client={config.choices.client} has no "
+                f"{'body below its' if model.head else 'layer called'} head; choose a client such as mlp"
+            )
 
 
 def make_module(node: dict[str, Any], shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:

@@ -7,7 +7,9 @@ import random
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from clients.app import record
-from clients.training import Stateless, evaluate
+from clients.training import evaluate
+from strategies.client import record
 from strategies.errors import StrategyError
-from strategies.local import Params
+from strategies.functional import Params, Stateless
 from strategies.seeding import generator, torch_seed
 
 from .bench import Bench, build
@@ -53,9 +55,10 @@ class Run:
         self.bench, self.directory = bench, directory
         self.config = bench.config
         self.task = bench.spec.task
-        self.model = Stateless(bench.spec.model(), self.task, bench.spec.device)
+        self.model = Stateless(bench.spec.model(), self.task.inputs, bench.spec.device)
         self.bytes: dict[str, dict[str, int]] = defaultdict(lambda: {"down": 0, "up": 0})
         self.seconds: dict[str, float] = defaultdict(float)
+        self.personal = bool(getattr(bench.strategy, "personal", False))
         self.client_metrics: dict[str, list[float]] = defaultdict(list)
         self.history: list[dict[str, Any]] = []
         self.failures = 0
@@ -91,6 +94,9 @@ class Run:
                         arrays = self._one_round(grid, arrays)
                         progress.update(bar, advance=1, note=self._note())
             status = "completed"
+        except StrategyError as error:
+            self._settle([])  # where clients failed, their own errors say why
+            raise RunFailed(str(error)) from error
         finally:
             self.seconds["total"] = time.perf_counter() - started
             self._checkpoint(arrays)
@@ -104,11 +110,7 @@ class Run:
         prepare = getattr(self.bench.strategy, "prepare", None)
         started = time.perf_counter()
         if prepare is not None:
-            try:
-                arrays = prepare(grid, arrays)
-            except StrategyError as error:
-                self._settle([])  # where clients failed, their own errors say why
-                raise RunFailed(str(error)) from error
+            arrays = prepare(grid, arrays)
         self.seconds["prepare"] = time.perf_counter() - started
         self._settle([])
         return arrays
@@ -123,7 +125,12 @@ class Run:
             self.seconds["train"] += time.perf_counter() - started
         self._settle(replies)
         started = time.perf_counter()
+        self._seed_flower("aggregate")
         aggregated = strategy.aggregate_train(self._round, replies)[0]
+        finish = getattr(strategy, "finish", None)
+        if aggregated is not None and finish is not None and self._round == config.rounds:
+            aggregated = finish(grid, aggregated)
+            self._settle([])
         if aggregated is not None:
             # Some of Flower's server optimisers widen to float64; what is sent and counted stays as it was.
             arrays = record(self.model.to_device(tensors_of(aggregated)))
@@ -151,8 +158,10 @@ class Run:
         return chosen
 
     def _seed_flower(self, phase: str) -> None:
-        """Flower's own sampling of clients, where a strategy asks for it, draws from Python's ``random``."""
-        random.seed(torch_seed(self.config.seed, f"flower {phase}", self._round))
+        """Flower draws clients from Python's ``random``, and noise from NumPy's global stream."""
+        seed = torch_seed(self.config.seed, f"flower {phase}", self._round)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - Flower's own choice
 
     # --- what is observed ------------------------------------------------------------------------
 
@@ -202,10 +211,13 @@ class Run:
         return self.model.to_device(data)
 
     def _evaluated(self, arrays: ArrayRecord, exchanges: list[Exchange]) -> None:
-        """Scores of the global model by domain, and of every client on its own rows."""
-        params: Params = self.model.to_device(tensors_of(arrays))
+        """Scores by domain, and of every client on its own rows.
+
+        A domain's score is the global model's on the domain's test rows. Where clients predict with models
+        of their own, it is theirs on their own test rows of the domain.
+        """
         headline = self.task.headline
-        domains = {d: self.task.scores(evaluate(self.model, params, b)) for d, b in self._tests.items()}
+        domains = self._personal_domains(exchanges) if self.personal else self._global_domains(arrays)
         clients, val = {}, dict.fromkeys(self.task.sums, 0.0)
         for e in exchanges:
             if e.error is None:
@@ -223,6 +235,7 @@ class Run:
             "std": statistics.pstdev(values),
             "loss": {d: scores["loss"] for d, scores in domains.items()},
             "clients": {str(k): v for k, v in clients.items()},
+            "mean_client": statistics.fmean(clients.values()) if clients else None,
             "worst_client": worst(clients.values()) if clients else None,
             "val": self.task.scores(val)[headline] if val["count"] else None,
         }
@@ -235,6 +248,22 @@ class Run:
         ]
         self.directory.record(rows)
         log.info("round %d/%d %s", self._round, self.config.rounds, self._note())
+
+    def _global_domains(self, arrays: ArrayRecord) -> dict[str, Sums]:
+        params: Params = self.model.to_device(tensors_of(arrays))
+        predict = partial(self.model.frozen, params)
+        return {d: self.task.scores(evaluate(self.task, predict, b)) for d, b in self._tests.items()}
+
+    def _personal_domains(self, exchanges: list[Exchange]) -> dict[str, Sums]:
+        scores = {}
+        for index, domain in enumerate(self.bench.federation.dataset.domains):
+            sums = {
+                key: sum(e.metrics.get(f"test@{index}_{key}", 0.0) for e in exchanges)
+                for key in self.task.sums
+            }
+            if sums["count"]:
+                scores[domain] = self.task.scores(sums)
+        return scores
 
     def _note(self) -> str:
         return f"{self.task.headline} {self.history[-1]['avg']:.4f}" if self.history else ""
@@ -267,6 +296,7 @@ class Run:
             "task": self.task.kind,
             "headline": self.task.headline,
             "higher_is_better": self.task.higher_is_better,
+            "personal": self.personal,
             "rounds": self._round,
             "split": [
                 {"domain": self.bench.federation.domain_of(i), "rows": c.num_examples}
@@ -293,14 +323,18 @@ def tensors_of(arrays: ArrayRecord) -> Params:
 def _mean_point(points: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean over evaluated rounds of what a comparison shows."""
     names = points[0]["domains"]
-    worst = [p["worst_client"] for p in points if p["worst_client"] is not None]
     return {
         "rounds": [p["round"] for p in points],
         "domains": {d: statistics.fmean(p["domains"][d] for p in points) for d in names},
         "avg": statistics.fmean(p["avg"] for p in points),
         "std": statistics.fmean(p["std"] for p in points),
-        "worst_client": statistics.fmean(worst) if worst else None,
+        **{key: _mean_known(p[key] for p in points) for key in ("mean_client", "worst_client")},
     }
+
+
+def _mean_known(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return statistics.fmean(known) if known else None
 
 
 def run(config: DictConfig, directory: str | Path) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .local import Batch, LocalRule, Params, Round
+from .functional import Batch, Params
+from .local import LocalRule, Round, setting
 
 
 class FedProxRule(LocalRule):
@@ -21,10 +22,6 @@ class FedProxRule(LocalRule):
 
     def loss(self, params: Params, batch: Batch, round: Round) -> Tensor:
         """Task loss plus the proximal term."""
-        if "proximal-mu" not in round.config:
-            raise ValueError(
-                "FedProxRule got no 'proximal-mu': its server half is missing; "
-                "use flwr.serverapp.strategy.FedProx"
-            )
+        mu = setting(round, "proximal-mu", self, "flwr.serverapp.strategy.FedProx")
         distance = sum(((params[k] - round.received[k]) ** 2).sum() for k in sorted(round.trainable))
-        return super().loss(params, batch, round) + 0.5 * round.config["proximal-mu"] * distance
+        return super().loss(params, batch, round) + 0.5 * mu * distance

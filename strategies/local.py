@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,9 @@ import torch
 from flwr.app import Context, Message
 from torch import Tensor
 
-Params = dict[str, Tensor]
-Batch = dict[str, Tensor]
+from .errors import StrategyError
+from .functional import Batch, Differentiate, Model, Params, backpropagate
+from .optim import SGD, Optimizer, State
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,20 @@ class Round:
 
     Parameters
     ----------
-    model : callable
-        ``model(params, batch) -> output``: the client's model as a pure function.
+    model : Model
+        ``model(params, batch) -> output``: the client's model as a pure function. ``model.embed`` gives the
+        representation too, ``model.frozen`` is the same in evaluation mode.
     task_loss : callable
         ``task_loss(output, batch) -> scalar``: the weighted mean loss over the batch.
     received : dict of Tensor
-        Parameters and floating buffers as the server sent them.
+        All parameters and floating buffers: as the server sent them, and where it sent none, as the
+        module was made.
     trainable : frozenset of str
         Names in ``received`` that an optimiser may move (buffers are not).
+    head, norms : frozenset of str
+        Names in ``received`` that belong to the last layer, and to normalisation layers.
+    data : dict of Tensor
+        All training rows of this client, with ``weight`` (0 marks padding).
     kept : dict of Tensor
         What this client kept from its last round; :meth:`LocalRule.keep` before the first.
     sent : dict of dict of Tensor
@@ -46,19 +53,28 @@ class Round:
         Number of optimiser steps that this client takes in this round.
     lr : float or Tensor
         Learning rate of this round.
+    optimizer : Optimizer
+        The local optimiser, as pure functions.
+    differentiate : callable
+        ``differentiate(f, params) -> (gradient, value)`` of a scalar function.
     generator : torch.Generator or None
         Source of the rule's own random draws, keyed by (seed, round, node); ``None`` inside ``vmap``.
     """
 
-    model: Callable[[Params, Batch], Tensor]
+    model: Model
     task_loss: Callable[[Tensor, Batch], Tensor]
     received: Params
     trainable: frozenset[str]
+    head: frozenset[str] = frozenset()
+    norms: frozenset[str] = frozenset()
+    data: Batch = field(default_factory=dict)
     kept: Params = field(default_factory=dict)
     sent: Mapping[str, Params] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     steps: int | Tensor = 0
     lr: float | Tensor = 0.0
+    optimizer: Optimizer = field(default_factory=SGD)
+    differentiate: Differentiate = backpropagate
     generator: torch.Generator | None = None
 
 
@@ -84,28 +100,136 @@ class Upload:
     metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Phase:
+    """Steps of a round during which the same tensors move.
+
+    Parameters
+    ----------
+    steps : int
+        Number of steps.
+    moving : frozenset of str
+        Names that the optimiser moves; its state is made anew for each phase.
+    """
+
+    steps: int
+    moving: frozenset[str]
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """Training on a client's own rows before it predicts, with the task's loss alone.
+
+    Parameters
+    ----------
+    steps, epochs : int or None
+        How long; one of the two.
+    lr : float or None
+        Learning rate of plain SGD; ``None`` takes the round's own optimiser and rate.
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+    lr: float | None = None
+
+
 class LocalRule:
-    """Plain local training: the client half of FedAvg, and the base of every other rule."""
+    """Plain local training: the client half of FedAvg, and the base of every other rule.
+
+    A rule may train more tensors than the model has: :meth:`begin` returns those too, under names with a
+    prefix (see :func:`prefixed` and :func:`part`).
+    """
+
+    sgd_only: ClassVar[bool] = False
+    """Whether the method is derived for SGD and cannot be used with an adaptive local optimiser."""
+    cuts_model: ClassVar[bool] = False
+    """Whether the method needs a model with a body and, as its last layer, a ``head``."""
 
     def keep(self, received: Params) -> Params:  # noqa: ARG002 - part of the contract
         """Tensors that a client keeps before its first round (zero control variates, say)."""
         return {}
 
     def begin(self, round: Round) -> Params:
-        """Parameters at which local training, and local evaluation, start."""
+        """Tensors with which local training starts."""
         return round.received
+
+    def phases(self, round: Round) -> tuple[Phase, ...]:
+        """Which tensors move in which of the round's steps; ``round.steps`` is an int here."""
+        return (Phase(int(round.steps), round.trainable),)
 
     def loss(self, params: Params, batch: Batch, round: Round) -> Tensor:
         """Loss of one batch: the task's, plus the method's own term."""
         return round.task_loss(round.model(params, batch), batch)
 
+    def direction(
+        self, params: Params, moving: frozenset[str], batch: Batch, round: Round
+    ) -> tuple[Params, Tensor]:
+        """Gradient of the loss with respect to the ``moving`` tensors, and the loss."""
+        resting = {k: v for k, v in params.items() if k not in moving}
+        return round.differentiate(
+            lambda p: self.loss({**resting, **p}, batch, round),
+            {k: v for k, v in params.items() if k in moving},
+        )
+
     def gradient(self, grads: Params, params: Params, round: Round) -> Params:  # noqa: ARG002
         """Gradient that the optimiser is given in place of ``grads``."""
         return grads
 
+    def step(
+        self, params: Params, state: State, moving: frozenset[str], batch: Batch, round: Round
+    ) -> tuple[Params, State, Tensor]:
+        """One optimiser step: parameters and optimiser state after it, and the loss before it."""
+        grads, loss = self.direction(params, moving, batch, round)
+        grads = self.gradient(grads, params, round)
+        moved, state = round.optimizer.step(
+            {k: v for k, v in params.items() if k in moving}, grads, state, round.lr
+        )
+        return {k: moved.get(k, v) for k, v in params.items()}, state, loss
+
     def end(self, params: Params, round: Round) -> Upload:
         """What goes up and what stays, once the last step is taken."""
         return Upload(arrays=params, kept=round.kept)
+
+    def predictor(self, round: Round) -> Params:
+        """The model's tensors with which this client predicts, before any fine-tuning."""
+        return self.begin(round)
+
+    def fine_tune(self, round: Round) -> FineTune | None:  # noqa: ARG002
+        """Training that :meth:`predictor`'s tensors need first; none for most methods."""
+        return None
+
+    def output(self, params: Params, batch: Batch, round: Round) -> Tensor:
+        """Output with which this client predicts."""
+        return round.model.frozen(params, batch)
+
+    def queries(self) -> Mapping[str, Callable[[Round], Upload]]:
+        """Answers to query messages other than training, by action name."""
+        return {}
+
+
+def prefixed(prefix: str, params: Mapping[str, Tensor]) -> Params:
+    """Tensors under names with a prefix, to go with those of the model."""
+    return {prefix + k: v for k, v in params.items()}
+
+
+def part(prefix: str, params: Mapping[str, Tensor]) -> Params:
+    """The tensors that :func:`prefixed` renamed, under their own names."""
+    return {k[len(prefix) :]: v for k, v in params.items() if k.startswith(prefix)}
+
+
+def setting(round: Round, key: str, rule: LocalRule, server_half: str) -> Any:
+    """A number that the server half sends with every message.
+
+    Raises
+    ------
+    StrategyError
+        If the message does not have it, because another server half sent it.
+    """
+    if key not in round.config:
+        raise StrategyError(
+            f"{type(rule).__name__} got no '{key}': its server half is missing; use {server_half}"
+        )
+    return round.config[key]
 
 
 @dataclass(frozen=True)

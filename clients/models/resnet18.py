@@ -45,7 +45,8 @@ class ResNet18(nn.Module):
         nn.init.kaiming_normal_(self.net.conv1.weight, mode="fan_out", nonlinearity="relu")
         if small_images:
             self.net.maxpool = nn.Identity()
+        self.head, self.net.fc = self.net.fc, nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of shape (batch, classes)."""
-        return self.net(x)
+        return self.head(self.net(x))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from strategies.local import Batch
+from strategies.client import weighted_cross_entropy
+from strategies.functional import Batch
 
 from .base import Arrays, Rows, Task
 
@@ -33,8 +34,7 @@ class Classification(Task):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Mean cross-entropy over the real rows."""
-        losses = functional.cross_entropy(output, batch["y"], reduction="none")
-        return (losses * batch["weight"]).sum() / batch["weight"].sum()
+        return weighted_cross_entropy(output, batch)
 
     def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sums of loss, hits and rows."""

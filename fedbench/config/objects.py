@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import types
 import typing
@@ -74,7 +75,7 @@ def check_options(
     cls: Any, options: Mapping[str, Any], where: str, skip: set[str] | None = None, positional: int = 0
 ) -> None:
     """Names and types of options against a signature; raises UserError."""
-    parameters = dict(list(inspect.signature(cls).parameters.items())[positional:])
+    parameters = dict(list(_parameters(cls).items())[positional:])
     hints = _hints(cls)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     allowed = {n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
@@ -92,11 +93,29 @@ def check_options(
             raise UserError(f"{where}.{name}: needs a value")
 
 
+def _parameters(cls: Any) -> dict[str, inspect.Parameter]:
+    """Parameters of a function or class; those that a class takes as ``**options`` are its base's."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for base in _constructors(cls):
+        own = inspect.signature(base).parameters
+        parameters |= {n: p for n, p in own.items() if n not in parameters}
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            return {n: p for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    return parameters
+
+
+def _constructors(cls: Any) -> list[Any]:
+    if not inspect.isclass(cls):
+        return [cls]
+    return [base for base in cls.__mro__ if base is cls or "__init__" in vars(base)]
+
+
 def _hints(cls: Any) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(cls.__init__ if inspect.isclass(cls) else cls)
-    except NameError:  # an annotation that exists for type checkers only
-        return {}
+    hints: dict[str, Any] = {}
+    for base in reversed(_constructors(cls)):
+        with contextlib.suppress(NameError):  # an annotation that exists for type checkers only
+            hints |= typing.get_type_hints(base.__init__ if inspect.isclass(base) else base)
+    return hints
 
 
 def _fits(value: Any, hint: Any) -> bool:

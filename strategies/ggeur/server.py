@@ -18,6 +18,8 @@ from strategies.ggeur.augment import Policy, Scale
 from strategies.ggeur.client import OPTIONS, PACK
 from strategies.ggeur.geometry import Boost, eigen_geometry
 from strategies.ggeur.moments import ClassMoments, guides, merge, unpack_triangle
+from strategies.local import LocalRule
+from strategies.state import load_state_dict, state_dict
 
 PolicyChoice = Literal["auto", "none", "single", "multi", "code_digits", "code_lds"]
 Statistics = dict[int, dict[int, ClassMoments]]
@@ -125,6 +127,8 @@ class GGEUR(Strategy):
 
     def prepare(self, grid: Grid, arrays: ArrayRecord) -> ArrayRecord:
         """Collect, pool, decompose and deliver (steps A and B); returns ``arrays`` for round 1."""
+        inner: Callable[..., ArrayRecord] | None = getattr(self.strategy, "prepare", None)
+        arrays = inner(grid, arrays) if inner else arrays
         if self._resumed:
             self._resumed = False
             return arrays
@@ -141,8 +145,7 @@ class GGEUR(Strategy):
             domains[node] = str(reply.content.config_records["config"]["domain"])
         self.delivery = self._geometry(statistics, domains)
         _refuse_silence(self._deliver(grid, [r.metadata.src_node_id for r in replies]), "query.ggeur_deliver")
-        inner: Callable[..., ArrayRecord] | None = getattr(self.strategy, "prepare", None)
-        return inner(grid, arrays) if inner else arrays
+        return arrays
 
     def _geometry(self, statistics: Statistics, domains: dict[int, str]) -> RecordDict:
         """Step B: pooled moments, one eigendecomposition a class, prototypes a domain (eq. 4)."""
@@ -262,16 +265,33 @@ class GGEUR(Strategy):
         """As the wrapped strategy."""
         self.strategy.summary()
 
+    @property
+    def personal(self) -> bool:
+        """As the wrapped strategy."""
+        return bool(getattr(self.strategy, "personal", False))
+
+    @property
+    def client_half(self) -> type[LocalRule]:
+        """As the wrapped strategy."""
+        half: type[LocalRule] = getattr(self.strategy, "client_half", LocalRule)
+        return half
+
+    def finish(self, grid: Grid, arrays: ArrayRecord) -> ArrayRecord:
+        """As the wrapped strategy."""
+        inner: Callable[..., ArrayRecord] | None = getattr(self.strategy, "finish", None)
+        return inner(grid, arrays) if inner else arrays
+
     def start(self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **kwargs: Any) -> Result:
-        """Prepare, then run the rounds as Flower does."""
-        return super().start(grid, self.prepare(grid, initial_arrays), *args, **kwargs)
+        """Prepare, run the rounds as Flower does, and finish."""
+        result = super().start(grid, self.prepare(grid, initial_arrays), *args, **kwargs)
+        result.arrays = self.finish(grid, result.arrays)
+        return result
 
     # --- state -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Delivered geometry and options, with the wrapped strategy's own state."""
-        inner: Any = getattr(self.strategy, "state_dict", dict)()
-        state: dict[str, Any] = {"strategy": inner}
+        state: dict[str, Any] = {"strategy": state_dict(self.strategy)}
         if self.delivery is not None:
             state["pack"] = {k: v.numpy() for k, v in self.delivery.array_records[PACK].items()}
             state["options"] = dict(self.delivery.config_records[OPTIONS])
@@ -287,8 +307,7 @@ class GGEUR(Strategy):
         if "pack" in state:
             pack = ArrayRecord({k: Array(v) for k, v in state["pack"].items()})
             self.delivery = RecordDict({PACK: pack, OPTIONS: ConfigRecord(state["options"])})
-        if state["strategy"]:
-            self.strategy.load_state_dict(state["strategy"])  # type: ignore[attr-defined]
+        load_state_dict(self.strategy, state["strategy"])
 
 
 def _connected(grid: Grid, minimum: int) -> list[int]:

@@ -7,13 +7,15 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import nn
 
-from clients.app import ClientSpec, make_client_app, record
+from clients.app import ClientSpec, make_client_app
 from clients.errors import ClientError
 from clients.models.mlp import MLP
 from clients.tasks.classification import Classification
-from clients.training import Stateless, Training, evaluate, train_client
+from clients.training import Training, evaluate
 from fedbench.engine.grid import identify_as_server
-from strategies import DataRule, LocalRule, Round, Upload
+from strategies import DataRule, LocalRule, Round, StrategyError, Upload
+from strategies.client import record, train_client
+from strategies.functional import Stateless
 from strategies.seeding import generator
 
 FEATURES, CLASSES = 6, 3
@@ -72,7 +74,7 @@ class Clients:
     def __init__(self, spec):
         identify_as_server()
         self.app, self.states = make_client_app(spec), {}
-        self.initial = record(Stateless(spec.model(), spec.task).initial())
+        self.initial = record(Stateless(spec.model()).initial())
 
     def ask(self, node, kind, content):
         config = {"partition-id": node, "num-partitions": len(SPLITS)}
@@ -103,17 +105,20 @@ def test_a_training_message_is_answered_with_trained_arrays(node, server_round):
     wanted = spec()
     reply = Clients(wanted).train(node, server_round)
 
-    model, rows = Stateless(mlp(), wanted.task), SPLITS[node].train
+    model, rows = Stateless(mlp()), SPLITS[node].train
     data = wanted.task.gather(wanted.arrays, rows) | {"weight": torch.ones(len(rows))}
     plan = wanted.training.plan(len(rows), generator(5, "batches", server_round, node))
     now = Round(
         model=model,
-        task_loss=model.task.loss,
+        task_loss=wanted.task.loss,
         received=model.initial(),
         trainable=model.trainable,
+        data=data,
+        steps=len(plan),
+        optimizer=wanted.training.build_optimizer(),
         lr=0.1 * 0.5 ** (server_round - 1),
     )
-    params, loss = train_client(LocalRule(), wanted.training.build_optimizer(), now, data, plan)
+    params, loss = train_client(LocalRule(), now, plan)
     assert raw(reply["arrays"]) == raw(record(params))
     assert dict(reply["metrics"]) == {
         "num-examples": len(rows),
@@ -229,7 +234,8 @@ def test_what_a_rule_keeps_lasts_and_is_each_clients_own():
 
 def test_what_a_rule_keeps_is_never_sent():
     reply = Clients(spec(rule=KeepingRule())).train()
-    assert set(reply) == {"arrays", "metrics", "control"}
+    assert set(reply) == {"arrays", "metrics", "control", "local-rule"}
+    assert dict(reply["local-rule"]) == {"name": "KeepingRule"}
     assert set(reply["arrays"]) == set(Clients(spec()).initial)
 
 
@@ -277,7 +283,7 @@ def test_a_rule_sees_its_round():
 
 def test_a_message_without_arrays_is_refused():
     content = RecordDict({"weights": Clients(spec()).initial})
-    with pytest.raises(ClientError, match=r"no record 'arrays'.*arrayrecord_key"):
+    with pytest.raises(StrategyError, match=r"no record 'arrays'.*arrayrecord_key"):
         Clients(spec()).ask(0, "train", content)
 
 
@@ -287,13 +293,14 @@ def test_a_message_without_arrays_is_refused():
 def test_an_evaluation_message_is_answered_with_sums():
     wanted = spec()
     clients = Clients(wanted)
-    model = Stateless(mlp(), wanted.task)
+    model = Stateless(mlp())
+    predict = partial(model.frozen, model.initial())
     for node, split in enumerate(SPLITS):
         got = clients.evaluate(node)
         want = {"num-examples": max(len(split.val) + len(split.test), 1)}
         for name, rows in (("val", split.val), ("test", split.test)):
             data = wanted.task.gather(wanted.arrays, rows) | {"weight": torch.ones(len(rows))}
-            want |= {f"{name}_{k}": v for k, v in evaluate(model, model.initial(), data).items()}
+            want |= {f"{name}_{k}": v for k, v in evaluate(wanted.task, predict, data).items()}
             assert got[f"{name}_count"] == len(rows)
         assert got == want
 

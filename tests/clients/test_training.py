@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from clients.errors import ClientError
-from clients.optim import SGD, Adam
 from clients.training import Training
+from strategies.optim import SGD, Adam
 
 
 def rng(seed=0):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.func import functional_call, grad, vmap
 
-from strategies import FedProxRule, LocalRule, Round
+from strategies import FedProxRule, LocalRule, Round, StrategyError
 
 
 def quadratic(w, config, **more):
@@ -105,5 +105,5 @@ def test_a_cohort_may_differ_in_mu():
 
 
 def test_without_its_server_half_it_says_so():
-    with pytest.raises(ValueError, match=r"no 'proximal-mu'.*use flwr\.serverapp\.strategy\.FedProx"):
+    with pytest.raises(StrategyError, match=r"no 'proximal-mu'.*use flwr\.serverapp\.strategy\.FedProx"):
         FedProxRule().loss({"w": torch.tensor(1.0)}, {"target": torch.tensor(1.0)}, quadratic(1.0, {}))

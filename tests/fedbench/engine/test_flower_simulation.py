@@ -22,14 +22,15 @@ import sys
 import numpy as np
 from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
-from clients.app import make_client_app, record
-from clients.training import Stateless
+from clients.app import make_client_app
 from fedbench.bench import build
 from fedbench.config.compose import plan
+from strategies.client import record
+from strategies.functional import Stateless
 
 target, *overrides = sys.argv[1:]
 bench = build(plan(overrides)[0])
-model = Stateless(bench.spec.model(), bench.spec.task)
+model = Stateless(bench.spec.model(), bench.spec.task.inputs)
 server = ServerApp()
 
 @server.main()

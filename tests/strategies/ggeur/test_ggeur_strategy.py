@@ -9,14 +9,16 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
 
-from clients.app import ClientSpec, make_client_app, record
+from clients.app import ClientSpec, make_client_app
 from clients.models.mlp import MLP
 from clients.tasks.classification import Classification
-from clients.training import Stateless, Training
+from clients.training import Training
 from fedbench.engine.grid import FIRST_NODE_ID, payload_bytes
 from fedbench.engine.serial import SerialGrid
 from fedbench.engine.worker import Outcome, failure
 from strategies import GGEUR, FedProxRule, GGEURClient, LocalRule
+from strategies.client import record
+from strategies.functional import Stateless
 from strategies.ggeur.augment import Policy
 
 DIM, CLASSES = 5, 3
@@ -62,7 +64,7 @@ def serial(spec, exchanges=None, grid=SerialGrid):
 
 
 def initial():
-    return record(Stateless(model(), Classification()).initial())
+    return record(Stateless(model()).initial())
 
 
 def raw(arrays):

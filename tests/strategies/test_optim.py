@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from clients.optim import SGD, Adam
+from strategies.optim import SGD, Adam
 
 CASES = [
     (SGD(), torch.optim.SGD, {}),

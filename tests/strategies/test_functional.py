@@ -1,3 +1,6 @@
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -5,17 +8,13 @@ from torch import nn
 
 from clients.models.mlp import MLP
 from clients.models.resnet18 import ResNet18
-from clients.optim import SGD
 from clients.tasks.classification import Classification
-from clients.training import (
-    Stateless,
-    Training,
-    backpropagate,
-    differentiate_functionally,
-    evaluate,
-    train_client,
-)
+from clients.training import Training
+from clients.training import evaluate as evaluate_task
 from strategies import LocalRule, Round
+from strategies.client import train_client
+from strategies.functional import Stateless, backpropagate, differentiate_functionally
+from strategies.optim import SGD
 
 ROWS = 23
 
@@ -37,7 +36,7 @@ class Normed(nn.Module):
 
 def stateless(module=None):
     torch.manual_seed(1)
-    return Stateless(Normed() if module is None else module(), Classification())
+    return Stateless(Normed() if module is None else module())
 
 
 def batch(rows=ROWS, features=4):
@@ -49,21 +48,27 @@ def batch(rows=ROWS, features=4):
     }
 
 
-def round_of(model):
+def round_of(model, data=None, optimizer=None):
     return Round(
         model=model,
-        task_loss=model.task.loss,
+        task_loss=Classification().loss,
         received=model.initial(),
         trainable=model.trainable,
+        data=data or batch(),
         steps=1,
         lr=0.1,
+        optimizer=optimizer or SGD(),
     )
 
 
+def evaluate(model, params, data, **options):
+    return evaluate_task(Classification(), partial(model.frozen, params), data, **options)
+
+
 def train(model, data, training):
-    now = round_of(model)
     plan = training.plan(len(data["weight"]), np.random.default_rng(0))
-    return train_client(LocalRule(), training.build_optimizer(), now, data, plan), now.received
+    now = replace(round_of(model, data, training.build_optimizer()), steps=len(plan))
+    return train_client(LocalRule(), now, plan), now.received
 
 
 # --- what is shared ------------------------------------------------------------------------------
@@ -182,7 +187,7 @@ class SteeredRule(LocalRule):
 def test_loss_and_gradient_are_the_rules():
     model, data = stateless(), batch()
     now = round_of(model)
-    params, loss = train_client(SteeredRule(), SGD(), now, data, [np.arange(ROWS)])
+    params, loss = train_client(SteeredRule(), now, [np.arange(ROWS)])
     grads, plain = backpropagate(
         lambda p: LocalRule().loss({**now.received, **p}, data, now),
         {k: now.received[k] for k in model.trainable},
@@ -196,7 +201,7 @@ def test_loss_and_gradient_are_the_rules():
 def test_no_steps_change_nothing():
     model = stateless()
     now = round_of(model)
-    params, loss = train_client(LocalRule(), Training().build_optimizer(), now, batch(), [])
+    params, loss = train_client(LocalRule(), now, [])
     assert loss == 0
     assert all(torch.equal(v, now.received[k]) for k, v in params.items())
 

@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from strategies.local import Params
+from .errors import StrategyError
+from .functional import Params
 
 State = dict[str, Params]
 
@@ -25,6 +26,13 @@ class Optimizer(Protocol):
 
     def step(self, params: Params, grads: Params, state: State, lr: float | Tensor) -> tuple[Params, State]:
         """Parameters and state after one step."""
+
+    def mass(self, steps: int | Tensor) -> float | Tensor:
+        """Sum of the weights of all gradients in the way that ``steps`` steps go, in units of ``lr``.
+
+        The way is ``lr * mass * g`` where every gradient is ``g``: the norm of the accumulation vector
+        ``a_i`` of FedNova. Raises StrategyError for an optimiser whose way is not a weighted sum.
+        """
 
 
 def _decayed(params: Params, grads: Params, weight_decay: float) -> Params:
@@ -56,6 +64,17 @@ class SGD:
             )
         return {k: p - lr * grads[k] for k, p in params.items()}, state
 
+    def mass(self, steps: int | Tensor) -> float | Tensor:
+        """``steps`` without momentum; with it, gradient ``j`` of ``K`` weighs ``(1 - m^(K-j+1)) / (1 - m)``.
+
+        Nesterov's look-ahead adds one more term of the geometric series to each weight.
+        """
+        m = self.momentum
+        if not m:
+            return steps
+        ahead = m if self.nesterov else 1.0
+        return (steps - ahead * m * (1 - m**steps) / (1 - m)) / (1 - m)
+
 
 @dataclass(frozen=True)
 class Adam:
@@ -85,3 +104,7 @@ class Adam:
             spread = second[k].sqrt() / root.to(p.dtype) + self.eps
             moved[k] = p - scale.to(p.dtype) * first[k] / spread
         return moved, {"first": first, "second": second, "count": {"t": t}}
+
+    def mass(self, steps: int | Tensor) -> float | Tensor:  # noqa: ARG002 - part of the contract
+        """Raise StrategyError: Adam's way is no weighted sum of gradients."""
+        raise StrategyError("the method is derived for SGD and cannot be used with Adam; set optimizer=sgd")
