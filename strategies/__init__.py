@@ -10,6 +10,7 @@ from .ggeur import GGEUR, GGEURClient
 from .local import DataRule, Examples, FineTune, LocalRule, Phase, Round, Upload
 from .method import Method
 from .optim import SGD, Adam
+from .scaffold import Scaffold, ScaffoldRule
 from .state import load_state_dict, state_dict
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "Phase",
     "Round",
     "RuleClient",
+    "Scaffold",
+    "ScaffoldRule",
     "StrategyError",
     "Upload",
     "load_state_dict",

@@ -77,6 +77,16 @@ class Round:
     differentiate: Differentiate = backpropagate
     generator: torch.Generator | None = None
 
+    @property
+    def mass(self) -> Tensor:
+        """Sum of the weights that this round's steps give to gradients: ``way = lr * mass * gradient``.
+
+        A scalar in the model's type: the number of steps, for SGD without momentum.
+        """
+        exact = torch.as_tensor(self.steps, dtype=torch.float64)
+        like = next(iter(self.received.values()))
+        return torch.as_tensor(self.optimizer.mass(exact)).to(like.device, like.dtype)
+
 
 @dataclass(frozen=True)
 class Upload:
@@ -230,6 +240,15 @@ def setting(round: Round, key: str, rule: LocalRule, server_half: str) -> Any:
             f"{type(rule).__name__} got no '{key}': its server half is missing; use {server_half}"
         )
     return round.config[key]
+
+
+def sent(round: Round, key: str, rule: LocalRule, server_half: str) -> Params:
+    """A record that the server half sends with every message; raises StrategyError as :func:`setting`."""
+    if key not in round.sent:
+        raise StrategyError(
+            f"{type(rule).__name__} got no record '{key}': its server half is missing; use {server_half}"
+        )
+    return round.sent[key]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Optimizer(Protocol):
     def step(self, params: Params, grads: Params, state: State, lr: float | Tensor) -> tuple[Params, State]:
         """Parameters and state after one step."""
 
-    def mass(self, steps: int | Tensor) -> float | Tensor:
+    def mass(self, steps: Tensor) -> Tensor:
         """Sum of the weights of all gradients in the way that ``steps`` steps go, in units of ``lr``.
 
         The way is ``lr * mass * g`` where every gradient is ``g``: the norm of the accumulation vector
@@ -64,7 +64,7 @@ class SGD:
             )
         return {k: p - lr * grads[k] for k, p in params.items()}, state
 
-    def mass(self, steps: int | Tensor) -> float | Tensor:
+    def mass(self, steps: Tensor) -> Tensor:
         """``steps`` without momentum; with it, gradient ``j`` of ``K`` weighs ``(1 - m^(K-j+1)) / (1 - m)``.
 
         Nesterov's look-ahead adds one more term of the geometric series to each weight.
@@ -105,6 +105,6 @@ class Adam:
             moved[k] = p - scale.to(p.dtype) * first[k] / spread
         return moved, {"first": first, "second": second, "count": {"t": t}}
 
-    def mass(self, steps: int | Tensor) -> float | Tensor:  # noqa: ARG002 - part of the contract
+    def mass(self, steps: Tensor) -> Tensor:  # noqa: ARG002 - part of the contract
         """Raise StrategyError: Adam's way is no weighted sum of gradients."""
         raise StrategyError("the method is derived for SGD and cannot be used with Adam; set optimizer=sgd")

@@ -28,9 +28,10 @@ class SerialGrid(EngineGrid):
         self._app = app_factory()
         self._states: dict[int, RecordDict] = {}
 
+    def state_of(self, partition: int) -> RecordDict:
+        """What a client keeps between messages."""
+        return self._states.setdefault(partition, RecordDict())
+
     def execute(self, messages: list[Message]) -> list[Outcome]:
         """Run the messages in order."""
-        return [
-            run_client(self._app, m, self._states.setdefault(partition_of(m), RecordDict()), len(self.sizes))
-            for m in messages
-        ]
+        return [run_client(self._app, m, self.state_of(partition_of(m)), len(self.sizes)) for m in messages]
