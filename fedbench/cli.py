@@ -1,4 +1,4 @@
-"""The command line: ``fedbench run``, ``fedbench compare`` and ``fedbench list``."""
+"""The command line: ``fedbench run``, ``resume``, ``compare`` and ``list``."""
 
 from __future__ import annotations
 
@@ -85,6 +85,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--cfg", action="store_true", help="print the composed configuration and stop")
     run.set_defaults(function=_run)
 
+    resume = commands.add_parser(
+        "resume",
+        help="go on with interrupted runs",
+        description="Go on with interrupted runs after their last checkpoint, to the same end as if they had "
+        "not stopped.\n\nexample:\n  fedbench resume runs/20261124-120000",
+        formatter_class=raw,
+    )
+    resume.add_argument("runs", nargs="+", metavar="RUN", help="a run directory")
+    resume.set_defaults(function=_resume)
+
     compare = commands.add_parser(
         "compare",
         help="line finished runs up in a table",
@@ -123,8 +133,6 @@ def _run(arguments: argparse.Namespace) -> int:
 def _run_all(configs: list[DictConfig]) -> int:
     from rich.console import Console
 
-    from .report.client_table import client_table
-    from .report.comparison import compare, table, verdict
     from .run import run, run_name, stamp
 
     console = Console()
@@ -149,14 +157,34 @@ def _run_all(configs: list[DictConfig]) -> int:
         return 1 if failed else _say("no method was left to run", 2)
     choices = configs[0].choices
     title = f"{choices.data}, {choices.scenario}, {choices.client}, {configs[0].rounds} rounds"
+    _show(summaries, title)
+    console.print(f"results: {base}", highlight=False, markup=False, soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _show(summaries: list[dict[str, Any]], title: str) -> None:
+    """Print the tables of finished runs."""
+    from rich.console import Console
+
+    from .report.client_table import client_table
+    from .report.comparison import compare, table, verdict
+
+    console = Console()
     comparison = compare(summaries)
     console.print(table(comparison, title, console.width))
     if clients := client_table(summaries, [s["label"] for s in summaries]):
         console.print(clients)
     if said := verdict(comparison):
         console.print(said, highlight=False, markup=False)
-    console.print(f"results: {base}", highlight=False, markup=False, soft_wrap=True)
-    return 1 if failed else 0
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    from .run import resume
+
+    summaries = [resume(run) for run in arguments.runs]
+    choices = summaries[0]["choices"]
+    _show(summaries, f"{choices['data']}, {choices['scenario']}, {choices['client']}")
+    return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,8 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -24,18 +25,22 @@ from strategies.client import record
 from strategies.errors import StrategyError
 from strategies.functional import Params, Stateless
 from strategies.seeding import generator, torch_seed
+from strategies.state import load_state_dict, state_dict
 
 from .bench import Bench, build
 from .config.compose import as_yaml, settings
 from .engine.grid import EngineGrid, Exchange
 from .engine.worker import single_thread
-from .errors import RunFailed
+from .errors import RunFailed, UserError
 from .report.split_picture import split_picture
-from .results.run_dir import RunDirectory, weights_digest
+from .results.run_dir import RunDirectory, Weights, load_checkpoint, read_summary, weights_digest
+from .results.state import from_records, to_records
 
 log = logging.getLogger("fedbench")
 
 Sums = dict[str, float]
+_BOOKS = ("bytes", "seconds", "client_metrics", "history", "failures")
+"""What a run has counted so far."""
 _LAST = 5
 """Evaluated rounds that the ``last_5`` figures average."""
 
@@ -59,10 +64,12 @@ class Run:
         self.bytes: dict[str, dict[str, int]] = defaultdict(lambda: {"down": 0, "up": 0})
         self.seconds: dict[str, float] = defaultdict(float)
         self.personal = bool(getattr(bench.strategy, "personal", False))
-        self.client_metrics: dict[str, list[float]] = defaultdict(list)
+        self.client_metrics: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        """Sum and count of every number that clients reported."""
         self.history: list[dict[str, Any]] = []
         self.failures = 0
-        self._round = 0
+        self._round = self._completed = 0
+        self._restored: tuple[ArrayRecord, dict[int, RecordDict]] | None = None
         self._exchanges: list[Exchange] = []
         self._tests = {
             domain: self._batch(rows) for domain, rows in bench.federation.tests.items() if len(rows)
@@ -79,19 +86,26 @@ class Run:
             If more clients failed in a round than ``max_failures`` allows.
         """
         single_thread()
-        started = time.perf_counter()
-        arrays = record(self.model.initial())
+        started = time.perf_counter() - self.seconds.pop("total", 0.0)
+        arrays, clients = self._restored or (record(self.model.initial()), {})
         status = "failed"
         try:
             with self.bench.make_grid(self._observe) as grid:
                 grid.wait()
+                grid.load_client_states(clients)
                 self.seconds["start"] = time.perf_counter() - started
                 arrays = self._prepare(grid, arrays)
                 with self._progress() as progress:
-                    bar = progress.add_task(self.bench.label, total=self.config.rounds, note="")
+                    bar = progress.add_task(
+                        self.bench.label, total=self.config.rounds, completed=self._round, note=self._note()
+                    )
                     while self._round < self.config.rounds:
                         self._round += 1
                         arrays = self._one_round(grid, arrays)
+                        self._completed = self._round
+                        self.seconds["total"] = time.perf_counter() - started
+                        if self._round % max(self.config.rounds // 10, 1) == 0:
+                            self._checkpoint(arrays, grid)
                         progress.update(bar, advance=1, note=self._note())
             status = "completed"
         except StrategyError as error:
@@ -99,7 +113,8 @@ class Run:
             raise RunFailed(str(error)) from error
         finally:
             self.seconds["total"] = time.perf_counter() - started
-            self._checkpoint(arrays)
+            if self._completed % max(self.config.rounds // 10, 1):
+                self._checkpoint(arrays)
             summary = self._summary(arrays, status)
             self.directory.summarise(summary)
             self.directory.close()
@@ -144,8 +159,6 @@ class Run:
             exchanges = self._settle(replies)
             self._evaluated(arrays, exchanges)
             self.seconds["evaluate"] += time.perf_counter() - started
-            if self._round % max(config.rounds // 10, 1) == 0:
-                self._checkpoint(arrays)
         return arrays
 
     def _chosen(self) -> list[int] | None:
@@ -170,7 +183,9 @@ class Run:
         books["down"] += exchange.down
         books["up"] += exchange.up
         for key, value in exchange.metrics.items():
-            self.client_metrics[f"{exchange.phase}/{key}"].append(value)
+            total = self.client_metrics[f"{exchange.phase}/{key}"]
+            total[0] += value
+            total[1] += 1
         self._exchanges.append(exchange)
 
     def _settle(self, replies: list[Message]) -> list[Exchange]:
@@ -279,8 +294,32 @@ class Run:
 
     # --- the summary -----------------------------------------------------------------------------
 
-    def _checkpoint(self, arrays: ArrayRecord) -> None:
-        self.directory.checkpoint(self._round, {k: v.numpy() for k, v in arrays.items()})
+    # --- going on --------------------------------------------------------------------------------
+
+    def _checkpoint(self, arrays: ArrayRecord, grid: EngineGrid | None = None) -> None:
+        """Keep the weights after the last complete round; with the engine, all that the next depends on."""
+        weights = {k: v.numpy() for k, v in arrays.items()}
+        state = None
+        if grid is not None:
+            state = {
+                "strategy": state_dict(self.bench.strategy),
+                "clients": {k: from_records(v) for k, v in grid.client_states().items()},
+                "books": {name: getattr(self, name) for name in _BOOKS},
+                "settings": settings(self.config),
+            }
+        self.directory.checkpoint(self._completed, weights, state)
+
+    def restore(self, server_round: int, weights: Weights, state: dict[str, Any]) -> None:
+        """Go on after a round, from what :meth:`_checkpoint` kept."""
+        self._round = self._completed = server_round
+        load_state_dict(self.bench.strategy, state["strategy"])
+        for name, book in state["books"].items():
+            own = getattr(self, name)
+            setattr(
+                self, name, type(own)(own.default_factory, book) if isinstance(own, defaultdict) else book
+            )
+        arrays = ArrayRecord({k: Array(v) for k, v in weights.items()})
+        self._restored = arrays, {int(k): to_records(v) for k, v in state["clients"].items()}
 
     def _summary(self, arrays: ArrayRecord, status: str) -> dict[str, Any]:
         """Everything that a comparison reads; only ``timing`` depends on the clock."""
@@ -307,7 +346,7 @@ class Run:
             "best_validation": best,
             "history": [{k: p[k] for k in ("round", "avg", "val")} for p in self.history],
             "bytes": {k: dict(v) for k, v in sorted(self.bytes.items())},
-            "client_metrics": {k: statistics.fmean(v) for k, v in sorted(self.client_metrics.items())},
+            "client_metrics": {k: total / n for k, (total, n) in sorted(self.client_metrics.items())},
             "diagnostics": dict(sorted(getattr(self.bench.strategy, "diagnostics", {}).items())),
             "failures": self.failures,
             "weights_sha256": weights_digest({k: v.numpy() for k, v in arrays.items()}),
@@ -354,19 +393,58 @@ def run(config: DictConfig, directory: str | Path) -> dict[str, Any]:
     RunFailed
         If too many clients failed; what the run had is kept.
     """
-    for name in ("flwr", "ray"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     bench = build(config)
     written = RunDirectory(directory, as_yaml(config))
-    handler = logging.FileHandler(Path(directory).expanduser() / "log.txt")
+    with _logged(written.path / "log.txt"):
+        title = f"{config.choices.data}, {config.choices.scenario}, seed {config.seed}"
+        split_picture(bench.federation, written.path / "split.png", title=title)
+        return Run(bench, written).execute()
+
+
+def resume(directory: str | Path) -> dict[str, Any]:
+    """Go on with an interrupted run after its last checkpoint, to the same end as if it had not stopped.
+
+    Parameters
+    ----------
+    directory : path
+        Of the run; its summary is replaced.
+
+    Raises
+    ------
+    UserError
+        If the directory holds no such run, or the run is complete.
+    RunFailed
+        As :func:`run`.
+    """
+    path = Path(directory).expanduser()
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{directory}: holds no run (no config.yaml)")
+    if (path / "summary.json").is_file() and read_summary(path)["status"] == "completed":
+        raise UserError(f"{directory}: the run is complete; nothing is left to do")
+    server_round, weights, state = load_checkpoint(path)
+    config = OmegaConf.load(path / "config.yaml")
+    assert isinstance(config, DictConfig)
+    config["settings"] = state["settings"]
+    bench = build(config)
+    going_on = Run(bench, RunDirectory.again(path, server_round))
+    going_on.restore(server_round, weights, state)
+    with _logged(path / "log.txt"):
+        log.info("going on after round %d", server_round)
+        return going_on.execute()
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """A block whose log goes to a file."""
+    for name in ("flwr", "ray"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
-        title = f"{config.choices.data}, {config.choices.scenario}, seed {config.seed}"
-        split_picture(bench.federation, written.path / "split.png", title=title)
-        return Run(bench, written).execute()
+        yield
     finally:
         log.removeHandler(handler)
         handler.close()

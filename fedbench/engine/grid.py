@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +86,14 @@ class EngineGrid(Grid):
     @abstractmethod
     def execute(self, messages: list[Message]) -> list[Outcome]:
         """Run the messages, in partition order, and return their outcomes in the same order."""
+
+    @abstractmethod
+    def client_states(self) -> dict[int, RecordDict]:
+        """What each client keeps between messages, by partition; those that keep nothing are left out."""
+
+    @abstractmethod
+    def load_client_states(self, states: Mapping[int, RecordDict]) -> None:
+        """Give clients back what :meth:`client_states` told."""
 
     def wait(self) -> None:
         """Wait until the engine is up, so that its start is no part of the first round."""

@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,13 +95,7 @@ class _Worker:
         return outcome, self._dump(state)
 
     def _load(self, state: _State | None) -> RecordDict:
-        entries = pickle.loads(state.packed) if state else {}
-        return RecordDict(
-            {
-                k: self._contents[v.content][v.record] if isinstance(v, _Pointer) else v
-                for k, v in entries.items()
-            }
-        )
+        return _unpack_state(state, self._contents) if state else RecordDict()
 
     def _dump(self, state: RecordDict) -> _State | None:
         if not state:
@@ -114,6 +108,13 @@ class _Worker:
         entries = {k: known.get(id(v), v) for k, v in state.items()}
         pointed = frozenset(v.content for v in entries.values() if isinstance(v, _Pointer))
         return _State(pickle.dumps(entries, protocol=5), pointed)
+
+
+def _unpack_state(state: _State, contents: Mapping[int, RecordDict]) -> RecordDict:
+    entries = pickle.loads(state.packed)
+    return RecordDict(
+        {k: contents[v.content][v.record] if isinstance(v, _Pointer) else v for k, v in entries.items()}
+    )
 
 
 class RayGrid(EngineGrid):
@@ -178,6 +179,17 @@ class RayGrid(EngineGrid):
         """Wait until all workers are up; one that could not start says so when it is given work."""
         starting = [self._ready[worker] for worker in self._workers]
         ray.wait(starting, num_returns=len(starting))
+
+    def client_states(self) -> dict[int, RecordDict]:
+        """As in :class:`EngineGrid`."""
+        contents = {key: ray.get(ref) for key, ref in self._pinned.items()}
+        return {node: _unpack_state(state, contents) for node, state in sorted(self._states.items())}
+
+    def load_client_states(self, states: Mapping[int, RecordDict]) -> None:
+        """As in :class:`EngineGrid`."""
+        self._states = {
+            node: _State(pickle.dumps(dict(state), protocol=5), frozenset()) for node, state in states.items()
+        }
 
     def execute(self, messages: list[Message]) -> list[Outcome]:
         """Push one work list to each worker and gather the outcomes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flwr.app import Message, RecordDict
 
@@ -31,6 +31,14 @@ class SerialGrid(EngineGrid):
     def state_of(self, partition: int) -> RecordDict:
         """What a client keeps between messages."""
         return self._states.setdefault(partition, RecordDict())
+
+    def client_states(self) -> dict[int, RecordDict]:
+        """As in :class:`EngineGrid`."""
+        return {k: v for k, v in sorted(self._states.items()) if v}
+
+    def load_client_states(self, states: Mapping[int, RecordDict]) -> None:
+        """As in :class:`EngineGrid`."""
+        self._states = dict(states)
 
     def execute(self, messages: list[Message]) -> list[Outcome]:
         """Run the messages in order."""

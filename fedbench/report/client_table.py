@@ -34,7 +34,7 @@ def client_table(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str]) 
         return None
     percent = 100 if first["headline"] == "accuracy" else 1
     shown = range(min(len(domains), _MOST))
-    caption = f"{first['headline']} of the last round's global model on each client's own test rows"
+    caption = f"{first['headline']} after the last round on each client's own test rows"
     if len(domains) > _MOST:
         caption += f"; the first {_MOST} of {len(domains)} clients"
     table = Table(

@@ -22,6 +22,8 @@ _TITLES = {
     "last_5": "mean of the last 5 evaluated rounds",
     "best_validation": "best round on validation rows",
 }
+_POINTS = {"AVG": "avg", "clients": "mean_client", "worst": "worst_client", "STD": "std"}
+"""Columns that are one number of a run's result."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method: its label, the seeds it was run with, and a cell for each column."""
+    """One method: its label, the seeds it was run with, and a cell for each column.
+
+    The clients of a ``personal`` method predict with models of their own, so that its domain scores are
+    theirs on their own test rows and not one model's on all of a domain's.
+    """
 
     label: str
     seeds: list[int]
     cells: dict[str, Cell]
+    personal: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Comparison:
     at : str
         Which round the scores are of.
     scores : list of str
-        Score columns: domains (or clients, where there is one domain), AVG and worst client.
+        Score columns: domains, AVG, where a method is personal the mean over clients, and worst client.
     rows : list of Row
         One a method, in the order in which they were given.
     left_out : list of str
@@ -127,15 +134,18 @@ def compare(summaries: Iterable[Mapping[str, Any]], at: At = "final") -> Compari
             values = [s[at]["domains"][domain] for s in group if domain in s[at]["domains"]]
             if values:
                 cells[domain] = Cell.of([100 * v for v in values] if _percent(group[0]) else values)
-        for name, key in (("AVG", "avg"), ("worst", "worst_client"), ("STD", "std")):
-            values = [s[at][key] for s in group if s[at][key] is not None]
+        for name, key in _POINTS.items():
+            values = [s[at][key] for s in group if s[at].get(key) is not None]
             if values:
                 cells[name] = Cell.of([100 * v for v in values] if _percent(group[0]) else values)
         cells["MB"] = Cell.of([megabytes(s) for s in group])
         cells["s"] = Cell.of([s["timing"].get("total", 0.0) - s["timing"].get("start", 0.0) for s in group])
-        rows.append(Row(label + _stopped(group[0]), sorted(s["seed"] for s in group), cells))
+        personal = bool(group[0].get("personal"))
+        label += (" †" if personal else "") + _stopped(group[0])
+        rows.append(Row(label, sorted(s["seed"] for s in group), cells, personal))
     first = summaries[0]
-    scores = [*domains, *(["AVG"] if len(domains) > 1 else []), "worst"]
+    clients = ["clients"] if any(row.personal for row in rows) else []
+    scores = [*domains, *(["AVG"] if len(domains) > 1 else []), *clients, "worst"]
     return Comparison(first["headline"], first["higher_is_better"], at, scores, rows, left_out)
 
 
@@ -185,7 +195,7 @@ def table(comparison: Comparison, title: str = "", width: int | None = None) -> 
         not enough, it leaves the domains out; no number is ever cut.
     """
     every = comparison.columns
-    few = [c for c in every if c in ("AVG", "worst", "STD", "MB", "s")]
+    few = [c for c in every if c in (*_POINTS, "MB", "s")]
     layouts = [(every, " ± ", 1), (every, " ± ", 0), (every, "\n±", 1), (every, "\n±", 0), (few, "\n±", 0)]
     longest = max(len(row.label) for row in comparison.rows)
     for columns, join, gap in layouts:
@@ -204,6 +214,8 @@ def _caption(comparison: Comparison) -> str:
     unit = "%" if comparison.headline == "accuracy" else ""
     caption = f"{comparison.headline}{f' in {unit}' if unit else ''}, {_TITLES[comparison.at]}; "
     caption += "STD: over domains; worst: client; MB: up and down, without evaluation; s: after start-up"
+    if any(row.personal for row in comparison.rows):
+        caption += "; †: models of the clients' own, each on its own test rows, as in the mean over clients"
     caption += "".join(f"; {text}" for text in comparison.left_out)
     seeds = [len(r.seeds) for r in comparison.rows]
     low, high = min(seeds), max(seeds)
@@ -251,7 +263,8 @@ def _best(comparison: Comparison) -> dict[str, Row]:
     pick = max if comparison.higher_is_better else min
     best = {}
     for column in comparison.scores:
-        held = [r for r in comparison.rows if column in r.cells]
+        on_own_rows = column in ("clients", "worst")
+        held = [r for r in comparison.rows if column in r.cells and (on_own_rows or not r.personal)]
         if held:
             best[column] = pick(held, key=lambda r: r.cells[column].mean)
     return best
@@ -268,7 +281,8 @@ def verdict(comparison: Comparison) -> str:
     """One honest sentence: which method is ahead, by how much, and whether the seeds can bear it."""
     if len(comparison.rows) < 2:
         return ""
-    column = "AVG" if "AVG" in comparison.scores else comparison.scores[0]
+    # All methods are tested on the same rows in the mean over clients; in domains, personal ones are not.
+    column = next((c for c in ("clients", "AVG") if c in comparison.scores), comparison.scores[0])
     ranked = sorted(
         (r for r in comparison.rows if column in r.cells),
         key=lambda r: r.cells[column].mean,

@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from fedbench.errors import UserError
 
+from .state import flatten, unflatten
+
 Weights = Mapping[str, npt.NDArray[Any]]
 
 _PACKAGES = ("fedbench", "flwr", "ray", "torch", "torchvision", "numpy", "hydra-core")
@@ -40,6 +42,21 @@ class RunDirectory:
 
     def __init__(self, path: str | Path, config: str) -> None:
         self.path = Path(path).expanduser()
+        self._open(config)
+
+    @classmethod
+    def again(cls, path: str | Path, server_round: int) -> RunDirectory:
+        """The directory of a run that goes on after a round; what it recorded of later rounds is removed."""
+        directory = cls.__new__(cls)
+        directory.path = Path(path).expanduser()
+        metrics = directory.path / "metrics.jsonl"
+        rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
+        directory._write("metrics.jsonl", "".join(r for r in rows if _round_of(r) <= server_round))
+        (directory.path / "summary.json").unlink(missing_ok=True)
+        directory._metrics = metrics.open("a", encoding="utf-8")
+        return directory
+
+    def _open(self, config: str) -> None:
         if (self.path / "config.yaml").exists():
             raise UserError(f"run_dir={self.path}: already holds a run; choose another directory")
         (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
@@ -53,18 +70,38 @@ class RunDirectory:
             self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
 
-    def checkpoint(self, server_round: int, weights: Weights) -> None:
-        """Keep the global weights after a round, with a checksum; older ones but one are removed."""
+    def checkpoint(self, server_round: int, weights: Weights, state: Any = None) -> None:
+        """Keep the global weights after a round, with checksums; older checkpoints but one are removed.
+
+        Parameters
+        ----------
+        server_round : int
+            Last complete round.
+        weights : mapping of ndarray
+            Global weights.
+        state : nested dict or None
+            All else that the next round depends on (see :func:`fedbench.results.state.flatten`); a run can
+            only go on from a checkpoint that has it.
+        """
+        name = f"round-{server_round:06d}"
+        about: dict[str, Any] = {"round": server_round, "sha256": self._write_arrays(name, weights)}
+        if state is not None:
+            about["state"], arrays = flatten(state)
+            about["state_sha256"] = self._write_arrays(f"{name}-state", arrays)
+        # The JSON file comes last: it makes the checkpoint whole.
+        self._write(f"checkpoint/{name}.json", json.dumps(about) + "\n")
+        for old in _checkpoints(self.path)[:-_CHECKPOINTS_KEPT]:
+            for file in (_state_file(old), old.with_suffix(".safetensors"), old):
+                file.unlink(missing_ok=True)
+
+    def _write_arrays(self, name: str, arrays: Weights) -> str:
+        """Write a safetensors file and return its checksum."""
         from safetensors.numpy import save
 
-        data = save({k: np.ascontiguousarray(v) for k, v in weights.items()})
-        name = f"round-{server_round:06d}"
-        about = {"round": server_round, "sha256": hashlib.sha256(data).hexdigest()}
+        # ascontiguousarray gives a scalar an axis.
+        data = save({k: np.ascontiguousarray(v).reshape(v.shape) for k, v in arrays.items()})
         self._write(f"checkpoint/{name}.safetensors", data)
-        self._write(f"checkpoint/{name}.json", json.dumps(about) + "\n")
-        for old in sorted((self.path / "checkpoint").glob("*.json"))[:-_CHECKPOINTS_KEPT]:
-            old.with_suffix(".safetensors").unlink(missing_ok=True)
-            old.unlink()
+        return hashlib.sha256(data).hexdigest()
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""
@@ -82,20 +119,56 @@ class RunDirectory:
         partial.replace(target)
 
 
+def _round_of(line: str) -> float:
+    """Round of a line of ``metrics.jsonl``; infinity for half a line, which a killed process leaves."""
+    try:
+        return float(json.loads(line)["round"])
+    except json.JSONDecodeError:
+        return float("inf")
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    """JSON files of a run's whole checkpoints, oldest first."""
+    return sorted((path / "checkpoint").glob("round-*.json"))
+
+
+def _state_file(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.stem}-state.safetensors")
+
+
+def load_checkpoint(run: str | Path) -> tuple[int, dict[str, npt.NDArray[Any]], Any]:
+    """Round, weights and state of the last checkpoint that a run can go on from.
+
+    Raises
+    ------
+    UserError
+        If there is none, or a file is damaged.
+    """
+    for last in reversed(_checkpoints(Path(run).expanduser())):
+        about = _read_json(last)
+        if "state" in about:
+            arrays = _load(_state_file(last), about["state_sha256"])
+            return int(about["round"]), load_weights(last), unflatten(about["state"], arrays)
+    raise UserError(f"{run}: holds no checkpoint to go on from; start the run again")
+
+
 def load_weights(path: str | Path) -> dict[str, npt.NDArray[Any]]:
-    """Weights of a checkpoint file.
+    """Weights of a checkpoint, of which either file is named.
 
     Raises
     ------
     UserError
         If the file does not match the checksum beside it, or there is none.
     """
+    path = Path(path)
+    return _load(path.with_suffix(".safetensors"), _read_json(path.with_suffix(".json")).get("sha256"))
+
+
+def _load(path: Path, checksum: str | None) -> dict[str, npt.NDArray[Any]]:
     from safetensors.numpy import load
 
-    path = Path(path)
-    about = _read_json(path.with_suffix(".json"))
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != about.get("sha256"):
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != checksum:
         raise UserError(f"{path}: does not match its checksum; the file is damaged")
     return load(data)
 

@@ -297,3 +297,42 @@ def test_the_verdict_knows_the_direction_a_tie_and_when_to_be_silent():
     assert verdict(compare(errors)).startswith("a is ahead of b by 1.50 in d0")
     assert verdict(compare([summary("a"), summary("b")])) == "a and b are level in AVG."
     assert verdict(compare([summary("a")])) == ""
+
+
+# --- personal methods --------------------------------------------------------------------------------
+
+
+def with_clients(label, mean, personal=False, **more):
+    made = summary(label, **more)
+    for at in ("final", "last_5", "best_validation"):
+        made[at] = made[at] | {"mean_client": mean}
+    return made | {"personal": personal}
+
+
+def test_a_personal_method_is_marked_and_compared_by_the_mean_over_clients():
+    comparison = compare(
+        [
+            with_clients("fedavg", 0.6, domains=(0.5, 0.7)),
+            with_clients("ditto", 0.8, True, domains=(0.9, 0.9)),
+        ]
+    )
+    assert [row.label for row in comparison.rows] == ["fedavg", "ditto †"]
+    assert comparison.columns == ["d0", "d1", "AVG", "clients", "worst", "STD", "MB", "s"]
+    assert [row.cells["clients"].mean for row in comparison.rows] == [60, 80]
+    assert "†: models of the clients' own, each on its own test rows" in words(comparison)
+    assert verdict(comparison).startswith("ditto † is ahead of fedavg by 20.00 in clients")
+
+
+def test_scores_on_other_rows_are_never_the_best_of_a_domain():
+    comparison = compare([with_clients("fedavg", 0.6), with_clients("ditto", 0.8, True, domains=(0.9, 0.9))])
+    bold = {
+        str(column.header): [cell.style for cell in column._cells]
+        for column in table(comparison).columns
+        if column.header != "method"
+    }
+    assert bold["d0"] == bold["AVG"] == ["bold", ""]
+    assert bold["clients"] == bold["worst"] == ["", "bold"]
+
+
+def test_without_a_personal_method_the_table_stays_as_it_is():
+    assert "clients" not in compare([with_clients("fedavg", 0.6)]).columns
