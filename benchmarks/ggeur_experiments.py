@@ -13,24 +13,17 @@ under ``--runs`` are not run again.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import shutil
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from machine import commit, describe, write_table
-from omegaconf import DictConfig
+from machine import describe, write_table
+from presets import run_all
 
-from fedbench.config.compose import plan, settings
+from fedbench.config.compose import plan
 from fedbench.report.comparison import compare, markdown, megabytes
-from fedbench.results.run_dir import read_summary
-from fedbench.run import run
 
 Check = tuple[str, bool]
 Means = dict[tuple[str, str], float]
@@ -129,38 +122,13 @@ MORE_SEEDS = {
 }
 
 
-def one_run(config: DictConfig, directory: str) -> dict[str, Any]:
-    """Run one point of a preset, or read what the same commit left; in a process of its own."""
-    path = Path(directory)
-    if (path / "summary.json").is_file() and not commit().endswith("-dirty"):
-        summary = read_summary(path)
-        if summary["status"] == "completed":
-            return summary
-    shutil.rmtree(path, ignore_errors=True)
-    return run(config, path)
-
-
 def run_preset(name: str, runs: Path, jobs: int) -> list[dict[str, Any]]:
     """Summaries of all runs of a preset, in the order of its sweep."""
     preset = [f"experiment=ggeur_{name}", "engine=serial"]
     configs = plan(preset)
     for cell in MORE_SEEDS.get(name, []):
         configs += plan([*preset, *cell, "seed=4,5,6,7,8,9,10,11"], multirun=True)
-    digests = [
-        hashlib.blake2b(json.dumps([settings(c), c.seed], sort_keys=True).encode(), digest_size=8).hexdigest()
-        for c in configs
-    ]
-    done: dict[int, dict[str, Any]] = {}
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {
-            pool.submit(one_run, config, str(runs / commit() / name / digest)): i
-            for i, (config, digest) in enumerate(zip(configs, digests, strict=True))
-        }
-        for number, future in enumerate(as_completed(futures), 1):
-            done[futures[future]] = s = future.result()
-            line = f"{name} {number}/{len(configs)} {setting_of(s)} {arm_of(s)} seed {s['seed']}"
-            print(f"{line}: {100 * s['last_5']['avg']:.2f}", flush=True)
-    return [done[i] for i in range(len(configs))]
+    return run_all(name, configs, runs, jobs, lambda s: f"{setting_of(s)} {arm_of(s)}")
 
 
 def tabulate(summaries: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Means, Means]:
