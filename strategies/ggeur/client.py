@@ -14,14 +14,19 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
+from strategies.errors import StrategyError
+from strategies.ggeur import secure_sum
 from strategies.ggeur.augment import Augmented, GeometryPack, Policy, augment
 from strategies.ggeur.geometry import Geometry
-from strategies.ggeur.moments import class_moments, pack_triangle
+from strategies.ggeur.moments import ClassMoments, class_moments, pack_triangle, to_sums
+from strategies.ggeur.privacy import GaussianMechanism, private_moments
 from strategies.local import Action, DataRule, Examples
 from strategies.seeding import generator
 
 PACK, OPTIONS = "ggeur-pack", "ggeur-options"
 """Keys of the records that the server delivers and the client keeps."""
+SECRET, SPENT = "ggeur-secret", "ggeur-spent"
+"""Keys of what a client keeps between messages: its key for one secure sum, its privacy budget's end."""
 
 
 class GGEURClient(DataRule):
@@ -39,18 +44,33 @@ class GGEURClient(DataRule):
         self._packs: dict[str, GeometryPack] = {}
 
     def actions(self) -> Mapping[str, Action]:
-        """Queries ``ggeur_statistics`` (step A) and ``ggeur_deliver`` (before step D)."""
-        return {"ggeur_statistics": self.statistics, "ggeur_deliver": self.deliver}
+        """Queries ``ggeur_keys``, ``ggeur_statistics`` (step A) and ``ggeur_deliver`` (before step D)."""
+        return {
+            "ggeur_keys": self.keys,
+            "ggeur_statistics": self.statistics,
+            "ggeur_deliver": self.deliver,
+        }
 
-    def statistics(self, message: Message, context: Context, examples: Examples) -> Message:  # noqa: ARG002
-        """Count, mean and packed covariance of every class with enough samples."""
-        options = message.content.config_records["config"]
-        dtype = np.dtype(str(options["wire-dtype"]))
+    def keys(self, message: Message, context: Context, examples: Examples) -> Message:
+        """Public half of a fresh key for the secure sum, whose private half stays here."""
+        private = secure_sum.new_key()
+        context.state[SECRET] = ConfigRecord({"private": private})
+        told = ConfigRecord({"public": secure_sum.public_key(private), "domain": examples.domain})
+        return Message(RecordDict({"config": told}), reply_to=message)
+
+    def statistics(self, message: Message, context: Context, examples: Examples) -> Message:
+        """Count, mean and packed covariance of every class with enough samples, or their masked sums."""
+        options = dict(message.content.config_records["config"])
+        moments = _moments(options, context, examples)
         arrays: dict[str, Array] = {}
-        for label, m in class_moments(examples.x, examples.y, int(options["n-min-upload"])).items():  # type: ignore[arg-type]
-            arrays[f"count/{label}"] = Array(np.asarray(m.count, np.int64))
-            arrays[f"mean/{label}"] = Array(m.mean.astype(dtype))
-            arrays[f"cov/{label}"] = Array(pack_triangle(m.cov, dtype))
+        if "keys" in options:
+            arrays["masked"] = Array(_masked(moments, options, context, examples.x.shape[1]))
+        else:
+            dtype = np.dtype(str(options["wire-dtype"]))
+            for label, m in moments.items():
+                arrays[f"count/{label}"] = Array(np.asarray(m.count, np.int64))
+                arrays[f"mean/{label}"] = Array(m.mean.astype(dtype))
+                arrays[f"cov/{label}"] = Array(pack_triangle(m.cov, dtype))
         content = RecordDict(
             {"moments": ArrayRecord(arrays), "config": ConfigRecord({"domain": examples.domain})}
         )
@@ -61,6 +81,8 @@ class GGEURClient(DataRule):
         context.state[PACK] = message.content.array_records[PACK]
         context.state[OPTIONS] = message.content.config_records[OPTIONS]
         made = self._aligned(context, examples)
+        if "quiet" in context.state.config_records[OPTIONS]:  # exact counts would tell what was hidden
+            return Message(RecordDict(), reply_to=message)
         numbers: dict[str, Any] = {
             "num-examples": len(examples.y),
             "ggeur_originals": int((~made.is_synthetic).sum()),
@@ -95,6 +117,53 @@ class GGEURClient(DataRule):
         if digest not in self._packs:
             self._packs = {digest: unpack(context.state.array_records[PACK], options)}
         return self._packs[digest]
+
+
+def _moments(options: Mapping[str, Any], context: Context, examples: Examples) -> dict[int, ClassMoments]:
+    """Step A: each class's moments, with noise where the server asks for privacy.
+
+    Raises
+    ------
+    StrategyError
+        If a label is not among the classes, or the privacy budget is spent.
+    """
+    x, y, least = examples.x, examples.y, int(options["n-min-upload"])
+    # Errors reach the server: they must not tell which label it is.
+    if "classes" in options and y.size and not 0 <= y.min() <= y.max() < options["classes"]:
+        raise StrategyError(
+            f"GGEUR: a client has labels outside 0..{options['classes'] - 1}; set classes to their number"
+        )
+    if "epsilon" not in options:
+        return class_moments(x, y, least)
+    if SPENT in context.state:  # the same noise at another scale would cancel
+        raise StrategyError("GGEUR: a client answers one private query; its privacy budget is spent")
+    mechanism = GaussianMechanism(options["epsilon"], options["delta"], options["clip"])
+    context.state[SPENT] = ConfigRecord({"epsilon": mechanism.epsilon, "delta": mechanism.delta})
+
+    def rng_for(label: int) -> np.random.Generator:
+        return generator(examples.seed, "ggeur privacy", examples.node, label)
+
+    return private_moments(x, y, options["classes"], mechanism, rng_for, least)
+
+
+def _masked(
+    moments: Mapping[int, ClassMoments], options: Mapping[str, Any], context: Context, dim: int
+) -> secure_sum.Integers:
+    """Sums of every class, zero where there are none, under masks that cancel over the group.
+
+    Raises
+    ------
+    StrategyError
+        If this client has no key, because it was not asked for one or has used it.
+    """
+    if SECRET not in context.state:
+        raise StrategyError("GGEUR: a client has no key for the secure sum; ask for 'ggeur_keys' first")
+    private: Any = context.state.config_records[SECRET]["private"]
+    del context.state[SECRET]  # two uploads under the same masks could be subtracted
+    sums = np.zeros((options["classes"], (dim + 1) * (dim + 2) // 2))
+    for label, m in moments.items():
+        sums[label] = to_sums(m)
+    return secure_sum.mask(secure_sum.encode(sums, len(options["keys"])), private, options["keys"])
 
 
 def align(pack: GeometryPack, options: Mapping[str, Any], examples: Examples) -> Augmented:

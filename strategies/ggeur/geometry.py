@@ -62,6 +62,7 @@ def eigen_geometry(
     *,
     rank: int | None = None,
     rank_tol: float = 1e-10,
+    floor: float = 0.0,
     spectrum_boost: Boost = "none",
 ) -> Geometry:
     """Decompose the covariance of a class (step B).
@@ -78,6 +79,8 @@ def eigen_geometry(
     rank_tol : float
         Pairs with an eigenvalue up to ``rank_tol`` times the largest are dropped as round-off: 1e-10 for
         moments that travelled in float64, 1e-6 for float32.
+    floor : float
+        Pairs with an eigenvalue up to this are dropped too: what noise in the moments makes by itself.
     spectrum_boost : {"none", "code", "top10"}
         D2. ``"code"`` multiplies the ten smallest eigenvalues by 5 to 1, as the published multi-domain code
         does (it takes an ascending spectrum for a descending one); ``"top10"`` the ten largest, as was
@@ -103,6 +106,8 @@ def eigen_geometry(
         raise ValueError(f"rank: must be at least 1, or None for all, got {rank}")
     if not 0 <= rank_tol < 1:
         raise ValueError(f"rank_tol: must lie in [0, 1), got {rank_tol}")
+    if not floor >= 0:
+        raise ValueError(f"floor: must not be negative, got {floor}")
     if spectrum_boost not in get_args(Boost):
         raise ValueError(f"spectrum_boost: unknown, got {spectrum_boost!r}; one of {get_args(Boost)}")
 
@@ -113,8 +118,8 @@ def eigen_geometry(
         ends = values if spectrum_boost == "code" else values[::-1]  # eigh is ascending
         ends[: len(factors)] *= factors
     order = np.argsort(-values, kind="stable")
-    # Negative eigenvalues are round-off too and fall with the rest.
-    kept = int((values > rank_tol * values.max(initial=0)).sum())
+    # Negative eigenvalues are round-off, or privacy noise, and fall with the rest.
+    kept = int((values > max(rank_tol * values.max(initial=0), floor)).sum())
     # n samples span at most n - 1 directions around their mean; whatever lies beyond is round-off.
     order = order[: min(kept, count - 1, rank or kept)]
     vectors = vectors[:, order]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -169,3 +170,35 @@ def unpack_triangle(packed: Array, d: int) -> Float64:
     cov[rows, columns] = packed
     cov[columns, rows] = packed
     return cov
+
+
+def to_sums(moments: ClassMoments) -> Float64:
+    """What adds up over clients: ``(n, sum x, upper triangle of sum x x^T)``, as ((d+1)(d+2)/2,).
+
+    It is the packed ``sum z z^T`` with ``z = (1, x)``.
+    """
+    first = np.concatenate([[1.0], moments.mean])
+    matrix = np.outer(first, first)
+    matrix[1:, 1:] += moments.cov
+    return pack_triangle(moments.count * matrix, np.float64)
+
+
+def from_sums(packed: Array) -> ClassMoments:
+    """Moments of the examples that went into sums, exact or noisy; the inverse of `to_sums`.
+
+    A count with noise is rounded, and a covariance from noisy sums may have negative eigenvalues: `merge`
+    is linear in the sums, so the noise of several clients still averages out, which a projection before it
+    would prevent. `eigen_geometry` projects what comes out of it.
+
+    Raises
+    ------
+    ValueError
+        If the count is below one half, or ``packed`` is not a packed triangle.
+    """
+    width = (isqrt(8 * packed.size + 1) - 1) // 2
+    matrix = unpack_triangle(packed, width)
+    count = round(matrix[0, 0])
+    if count < 1:
+        raise ValueError(f"packed: a class needs a count of at least 1, got {matrix[0, 0]}")
+    mean = matrix[0, 1:] / count
+    return ClassMoments(count, mean, matrix[1:, 1:] / count - np.outer(mean, mean))

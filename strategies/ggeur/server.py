@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -14,15 +15,36 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from strategies.errors import StrategyError
+from strategies.ggeur import secure_sum
 from strategies.ggeur.augment import Policy, Scale
 from strategies.ggeur.client import OPTIONS, PACK
 from strategies.ggeur.geometry import Boost, eigen_geometry
-from strategies.ggeur.moments import ClassMoments, guides, merge, unpack_triangle
+from strategies.ggeur.moments import ClassMoments, from_sums, guides, merge, unpack_triangle
+from strategies.ggeur.privacy import GaussianMechanism
 from strategies.local import LocalRule
 from strategies.state import load_state_dict, state_dict
 
 PolicyChoice = Literal["auto", "none", "single", "multi", "code_digits", "code_lds"]
 Statistics = dict[int, dict[int, ClassMoments]]
+
+
+@dataclass(frozen=True)
+class _Collected:
+    """Outcome of step A.
+
+    Parameters
+    ----------
+    statistics : dict
+        Moments by node and class; those of a secure sum stand under the first node of its group.
+    domains : dict
+        Domain of every node that takes part.
+    clients : dict
+        How many clients are in a secure sum; one where it says nothing.
+    """
+
+    statistics: Statistics = field(default_factory=dict)
+    domains: dict[int, str] = field(default_factory=dict)
+    clients: dict[int, int] = field(default_factory=dict)
 
 
 class GGEUR(Strategy):
@@ -73,6 +95,19 @@ class GGEUR(Strategy):
     weighting : {"original", "augmented", "uniform"}
         Number of examples that a client reports for averaging: by default its own, so that the wrapped
         strategy weighs clients as it would without alignment.
+    epsilon, delta : float or None, float
+        Clients make their statistics (epsilon, delta)-differentially private for each of their examples, as
+        :mod:`strategies.ggeur.privacy` accounts for; ``None`` sends exact ones. The rounds are not covered.
+        Eigenvalues that the noise could make by itself are dropped.
+    clip : float or None
+        With ``epsilon``: L2 norm to which feature vectors are shortened for the statistics; training uses
+        them as they are.
+    secure : bool
+        The server learns the sum of the statistics over clients alone, or over the clients of each domain
+        where the policy needs their class means: two messages, see :mod:`strategies.ggeur.secure_sum`.
+        ``auto`` then looks for classes that are missing in a domain, not at a client.
+    classes : int or None
+        Number of classes, needed with ``epsilon`` or ``secure``: which of them a client has must not show.
 
     Raises
     ------
@@ -81,8 +116,10 @@ class GGEUR(Strategy):
 
     Notes
     -----
-    Sent once: up ``4 (d(d+1)/2 + d) + 8`` bytes a class at float32, down ``4 (d r + r)`` a class and
-    ``4 d`` for each prototype. Counts and means are exposed to the server, means also to other clients.
+    Sent once: up ``4 (d(d+1)/2 + d) + 8`` bytes a class at float32, or ``8 (d+1)(d+2)/2`` for each of
+    ``classes`` with ``secure``; down ``4 (d r + r)`` a class and ``4 d`` for each prototype. Counts and means
+    are exposed to the server unless hidden by the options above, domains' means also to other clients.
+    With ``epsilon`` or ``secure``, clients do not report how many vectors they made.
     """
 
     def __init__(
@@ -102,13 +139,33 @@ class GGEUR(Strategy):
         between: bool = True,
         wire_dtype: Literal["float32", "float64"] = "float32",
         weighting: Literal["original", "augmented", "uniform"] = "original",
+        epsilon: float | None = None,
+        delta: float = 1e-5,
+        clip: float | None = None,
+        secure: bool = False,
+        classes: int | None = None,
     ) -> None:
         if not 0 < guide_fraction <= 1:
             raise ValueError(f"guide_fraction: must be above 0 and at most 1, got {guide_fraction}")
-        for name, value, low in (("n_min_upload", n_min_upload, 1), ("rank", rank, 1), ("jitter", jitter, 0)):
+        for name, value, low in (
+            ("n_min_upload", n_min_upload, 1),
+            ("rank", rank, 1),
+            ("jitter", jitter, 0),
+            ("classes", classes, 1),
+        ):
             if value is not None and value < low:
                 raise ValueError(f"{name}: must be {low} or more, got {value}")
         Policy.of("multi" if policy == "auto" else policy, own, foreign)
+        if (epsilon is None) != (clip is None):
+            raise ValueError(
+                f"clip: epsilon needs it and nothing else does, got {clip} with epsilon {epsilon}"
+            )
+        if classes is None and (secure or epsilon is not None):
+            raise ValueError("classes: epsilon and secure need the number of classes, got none")
+        if secure and guide_fraction < 1:
+            raise ValueError(f"guide_fraction: secure sums are over all clients, got {guide_fraction}; use 1")
+        if secure and not between:
+            raise ValueError("between: secure sums do not show the scatter between clients; use true")
         self.strategy = strategy
         self.policy, self.own, self.foreign = policy, own, foreign
         self.scale, self.spectrum_boost, self.jitter = scale, spectrum_boost, jitter
@@ -116,6 +173,10 @@ class GGEUR(Strategy):
         self.rank_tol = rank_tol if rank_tol is not None else (1e-6 if wire_dtype == "float32" else 1e-10)
         self.guide_fraction, self.n_min_upload, self.between = guide_fraction, n_min_upload, between
         self.wire_dtype, self.weighting = wire_dtype, weighting
+        self.secure, self.classes = secure, classes
+        self.mechanism = None
+        if epsilon is not None and clip is not None:
+            self.mechanism = GaussianMechanism(float(epsilon), delta, float(clip))
         if scale == "sqrt_code_md":
             self.spectrum_boost = "code"
         self.delivery: RecordDict | None = None
@@ -133,22 +194,76 @@ class GGEUR(Strategy):
             self._resumed = False
             return arrays
         nodes = _connected(grid, getattr(self.strategy, "min_available_nodes", 1))
-        config = ConfigRecord({"n-min-upload": self.n_min_upload, "wire-dtype": self.wire_dtype})
-        replies = _ask(grid, nodes, "query.ggeur_statistics", RecordDict({"config": config}))
-        _refuse_silence(replies, "query.ggeur_statistics")
-        replies = [reply for reply in replies if reply.has_content()]
-        statistics: Statistics = {}
-        domains: dict[int, str] = {}
-        for reply in replies:
-            node = reply.metadata.src_node_id
-            statistics[node] = _read_moments(reply.content.array_records["moments"])
-            domains[node] = str(reply.content.config_records["config"]["domain"])
-        self.delivery = self._geometry(statistics, domains)
-        _refuse_silence(self._deliver(grid, [r.metadata.src_node_id for r in replies]), "query.ggeur_deliver")
+        collected = self._secure_sums(grid, nodes) if self.secure else self._collect(grid, nodes)
+        self.delivery = self._geometry(collected)
+        _refuse_silence(self._deliver(grid, list(collected.domains)), "query.ggeur_deliver")
         return arrays
 
-    def _geometry(self, statistics: Statistics, domains: dict[int, str]) -> RecordDict:
+    def _query(self) -> dict[str, Any]:
+        """What clients need to know of the options for step A."""
+        config: dict[str, Any] = {"n-min-upload": self.n_min_upload, "wire-dtype": self.wire_dtype}
+        if self.secure or self.mechanism:
+            config["classes"] = self.classes
+        return config | (asdict(self.mechanism) if self.mechanism else {})
+
+    def _collect(self, grid: Grid, nodes: list[int]) -> _Collected:
+        """Step A with each client's own statistics."""
+        query = RecordDict({"config": ConfigRecord(self._query())})
+        replies = _ask(grid, nodes, "query.ggeur_statistics", query)
+        collected = _Collected()
+        for node, content in _answers(replies, "query.ggeur_statistics").items():
+            collected.statistics[node] = _read_moments(content.array_records["moments"])
+            collected.domains[node] = str(content.config_records["config"]["domain"])
+        return collected
+
+    def _secure_sums(self, grid: Grid, nodes: list[int]) -> _Collected:
+        """Step A with sums over all clients, or over each domain's where their means are needed.
+
+        Raises
+        ------
+        StrategyError
+            If a group has a single client, whose sum would be its own, or lost one.
+        """
+        replies = _answers(_ask(grid, nodes, "query.ggeur_keys", RecordDict()), "query.ggeur_keys")
+        told = {node: content.config_records["config"] for node, content in replies.items()}
+        collected = _Collected(domains={node: str(config["domain"]) for node, config in told.items()})
+        by_domain = self._policy({}, collected.domains).foreign > 0
+        groups: dict[str, list[int]] = defaultdict(list)
+        for node, domain in collected.domains.items():
+            groups[domain if by_domain else ""].append(node)
+        messages = []
+        for domain, members in groups.items():
+            if len(members) < 2:
+                where = f"domain '{domain}' has a single client" if by_domain else "there is a single client"
+                raise StrategyError(
+                    f"GGEUR: {where}, so that a secure sum would be its own statistics; "
+                    + ("set foreign=0 or secure=false" if by_domain else "set secure=false")
+                )
+            config = ConfigRecord(self._query() | {"keys": [told[node]["public"] for node in members]})
+            query = RecordDict({"config": config})
+            messages += [Message(query, node, "query.ggeur_statistics") for node in members]
+        answers = list(grid.send_and_receive(messages))
+        uploads = {
+            r.metadata.src_node_id: r.content.array_records["moments"]["masked"].numpy()
+            for r in answers
+            if r.has_content()
+        }
+        if len(uploads) < len(told):
+            raise StrategyError(
+                f"GGEUR: {len(told) - len(uploads)} of {len(told)} clients gave a key but no statistics "
+                f"({_reason(answers)}), so the others' masks do not cancel; run again or set secure=false"
+            )
+        for members in groups.values():
+            sums = secure_sum.total(uploads[node] for node in members)
+            collected.statistics[members[0]] = {
+                label: from_sums(row) for label, row in enumerate(sums) if round(row[0]) > 0
+            }
+            collected.clients[members[0]] = len(members)
+        return collected
+
+    def _geometry(self, collected: _Collected) -> RecordDict:
         """Step B: pooled moments, one eigendecomposition a class, prototypes a domain (eq. 4)."""
+        statistics, domains = collected.statistics, collected.domains
         by_class: dict[int, list[tuple[int, ClassMoments]]] = defaultdict(list)
         for node, classes in statistics.items():
             for label, moments in classes.items():
@@ -167,11 +282,16 @@ class GGEUR(Strategy):
         for label, parts in sorted(by_class.items()):
             chosen = guides([m.count for _, m in parts], self.guide_fraction)
             pooled = merge((parts[i][1] for i in chosen), between=self.between)
+            floor = 0.0
+            if self.mechanism:
+                noisy = sum(collected.clients.get(parts[i][0], 1) for i in chosen)
+                floor = self.mechanism.edge(pooled.mean.size, noisy, pooled.count)
             geometry = eigen_geometry(
                 pooled,
                 sum(m.count for _, m in parts),
                 rank=self.rank,
                 rank_tol=self.rank_tol,
+                floor=floor,
                 spectrum_boost=self.spectrum_boost,
             )
             put(f"values/{label}", geometry.values)
@@ -188,7 +308,15 @@ class GGEUR(Strategy):
             "ggeur_rank": float(np.mean(ranks)),
             "ggeur_effective_rank": float(np.mean(effective)),
             "ggeur_foreign": float(policy.foreign),
-        } | _cell_sizes(statistics, len(by_class))
+        }
+        if not self.secure:
+            self.diagnostics |= _cell_sizes(statistics, len(by_class))
+        if self.mechanism:
+            self.diagnostics |= {
+                "ggeur_epsilon": self.mechanism.epsilon,
+                "ggeur_delta": self.mechanism.delta,
+                "ggeur_privacy_std": self.mechanism.std,
+            }
         if policy.own is not None:
             self.diagnostics["ggeur_own"] = float(policy.own)
         options: dict[str, Any] = {
@@ -203,6 +331,8 @@ class GGEUR(Strategy):
             "classes": sorted(by_class),
             "counts": [sum(m.count for _, m in by_class[label]) for label in sorted(by_class)],
         }
+        if self.secure or self.mechanism:
+            options["quiet"] = True
         digest = hashlib.blake2b(repr(sorted(options.items())).encode(), digest_size=16)
         for key, array in arrays.items():
             digest.update(key.encode() + array.data)
@@ -291,7 +421,10 @@ class GGEUR(Strategy):
 
     def state_dict(self) -> dict[str, Any]:
         """Delivered geometry and options, with the wrapped strategy's own state."""
-        state: dict[str, Any] = {"strategy": state_dict(self.strategy)}
+        state: dict[str, Any] = {
+            "strategy": state_dict(self.strategy),
+            "diagnostics": dict(self.diagnostics),
+        }
         if self.delivery is not None:
             state["pack"] = {k: v.numpy() for k, v in self.delivery.array_records[PACK].items()}
             state["options"] = dict(self.delivery.config_records[OPTIONS])
@@ -304,6 +437,7 @@ class GGEUR(Strategy):
         """
         self._resumed = "pack" in state
         self._delivered = set()
+        self.diagnostics = dict(state["diagnostics"])
         if "pack" in state:
             pack = ArrayRecord({k: Array(v) for k, v in state["pack"].items()})
             self.delivery = RecordDict({PACK: pack, OPTIONS: ConfigRecord(state["options"])})
@@ -320,15 +454,26 @@ def _ask(grid: Grid, nodes: list[int], message_type: str, content: RecordDict) -
     return list(grid.send_and_receive([Message(content, node, message_type) for node in nodes]))
 
 
+def _answers(replies: list[Message], message_type: str) -> dict[int, RecordDict]:
+    """Contents by node of the clients that answered; raises StrategyError if none did."""
+    _refuse_silence(replies, message_type)
+    return {reply.metadata.src_node_id: reply.content for reply in replies if reply.has_content()}
+
+
 def _refuse_silence(replies: list[Message], message_type: str) -> None:
     """Raise StrategyError if no client answered, because nothing can then be aligned."""
     if any(reply.has_content() for reply in replies):
         return
-    reason = str(replies[0].error.reason).strip().splitlines()[-1] if replies else "no reply"
     raise StrategyError(
-        f"GGEUR: none of {len(replies)} clients answered '{message_type}' ({reason}); their ClientApp "
-        "must register the actions of the client half, strategies.GGEURClient"
+        f"GGEUR: none of {len(replies)} clients answered '{message_type}' ({_reason(replies)}); their "
+        "ClientApp must register the actions of the client half, strategies.GGEURClient"
     )
+
+
+def _reason(replies: list[Message]) -> str:
+    """Last line of the first error."""
+    errors = [str(reply.error.reason) for reply in replies if reply.has_error()]
+    return errors[0].strip().splitlines()[-1] if errors else "no reply"
 
 
 def _read_moments(record: ArrayRecord) -> dict[int, ClassMoments]:

@@ -49,6 +49,15 @@ def test_v5_rank_comes_from_the_spectrum_too() -> None:
     assert in_f32.rank == 2
 
 
+def test_what_noise_could_make_is_dropped() -> None:
+    cov = covariance(np.array([3.0, 2.0, 1.0, 0.5, -0.5]))
+    assert np.allclose(eigen_geometry(cov, 1000, floor=1.5).values, [3, 2])
+    assert eigen_geometry(cov, 1000, floor=4.0).rank == 0
+    assert eigen_geometry(cov, 1000).rank == 4
+    with pytest.raises(ValueError, match=r"^floor: must not be negative"):
+        eigen_geometry(cov, 1000, floor=-1.0)
+
+
 def test_v5_rank_stays_below_the_count() -> None:
     # Rounded to float32 on the way, and read with the tolerance of float64.
     moments = sample_moments(13, 40)

@@ -8,9 +8,11 @@ from strategies.ggeur.geometry import eigen_geometry
 from strategies.ggeur.moments import (
     ClassMoments,
     class_moments,
+    from_sums,
     guides,
     merge,
     pack_triangle,
+    to_sums,
     unpack_triangle,
 )
 
@@ -144,7 +146,35 @@ def test_triangle_goes_there_and_back() -> None:
     assert error(unpack_triangle(single, D), cov) < 1e-6
 
 
+def test_sums_add_up_and_give_the_moments_back() -> None:
+    rows = clients(offset=10.0)
+    sums = [to_sums(part) for part in parts_of(rows)]
+    z = np.column_stack([np.ones(sum(SIZES)), np.concatenate(rows)])
+    assert error(sum(sums), pack_triangle(z.T @ z, np.float64)) <= 1e-12
+    pooled, merged = from_sums(np.sum(sums, axis=0)), merge(parts_of(rows))
+    assert pooled.count == merged.count
+    assert error(pooled.mean, merged.mean) <= 1e-12
+    assert error(pooled.cov, merged.cov) <= 1e-10
+
+
+def test_merging_moments_of_noisy_sums_adds_the_sums() -> None:
+    rng = np.random.default_rng(5)
+    sums = [to_sums(part) for part in parts_of(clients())[2:]]
+    noisy = [s + rng.standard_normal(s.size) for s in sums]
+    merged = merge(from_sums(s) for s in noisy)
+    assert merged.count == sum(round(s[0]) for s in noisy)
+    total = np.sum(noisy, axis=0)
+    total[0] = merged.count
+    assert error(merged.mean, from_sums(total).mean) <= 1e-12
+    assert error(merged.cov, from_sums(total).cov) <= 1e-10
+
+
 def test_mistakes_are_named() -> None:
+    for sums in (np.zeros(6), np.array([0.4, 9, 9, 9, 9, 9])):
+        with pytest.raises(ValueError, match=r"^packed: a class needs a count of at least 1, got 0"):
+            from_sums(sums)
+    with pytest.raises(ValueError, match=r"^packed: need"):
+        from_sums(np.ones(5))
     x = np.zeros((2, 3))
     with pytest.raises(ValueError, match=r"^x, y: "):
         class_moments(x, np.zeros(3, np.int64))
