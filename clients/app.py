@@ -14,14 +14,18 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from strategies.attacks import Attack
 from strategies.client import RuleClient
 from strategies.functional import Batch
-from strategies.local import Action, DataRule, Examples, FineTune, LocalRule
+from strategies.local import Action, DataRule, Examples, FineTune, LocalRule, Round, Upload
 from strategies.seeding import generator, torch_seed
 
 from .errors import ClientError
 from .tasks.base import Arrays, Rows, Task
 from .training import Plan, Training, evaluate
+
+Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
+"""What Flower puts around a handler."""
 
 
 class Split(Protocol):
@@ -64,6 +68,14 @@ class ClientSpec:
     row_domain : ndarray of int64 or None
         Domain of each row, for methods whose clients have models of their own: they report their test rows
         by domain, since no global model can be tested.
+    attack : Attack or None
+        What malicious clients do in training; they evaluate as all others do.
+    attackers : frozenset of int
+        Partition ids of the malicious clients.
+    classes : int
+        Number of classes, for attacks on labels.
+    mods : sequence of callable
+        Flower's mods around training, such as the clipping of a privacy wrapper. Attackers have them too.
     """
 
     arrays: Arrays
@@ -77,6 +89,10 @@ class ClientSpec:
     seed: int = 0
     device: str = "cpu"
     row_domain: npt.NDArray[np.int64] | None = None
+    attack: Attack | None = None
+    attackers: frozenset[int] = frozenset()
+    classes: int = 0
+    mods: Sequence[Mod] = ()
 
 
 class _Node:
@@ -130,6 +146,9 @@ class _Node:
         node, now = partition_of(context), round_of(message)
         data, weight = self.training_data(node, context)
         training = self.spec.training
+        attack = self.spec.attack if node in self.spec.attackers else None
+        if attack is not None:
+            data = attack.poison(data, self.spec.classes, self.generator("attack data", 0, node))
         with self.seeded("dropout", now, node):
             return self.client.train(
                 message,
@@ -138,7 +157,8 @@ class _Node:
                 self.plan(training, len(data["weight"]), "batches", now, node),
                 training.learning_rate(now),
                 weight=weight,
-                generator=self.generator(now, node),
+                generator=self.generator("rule", now, node),
+                corrupt=self.corrupting(attack, now, node) if attack else None,
             )
 
     def evaluate(self, message: Message, context: Context) -> Message:
@@ -155,7 +175,12 @@ class _Node:
 
         with self.seeded("fine-tune dropout", now, node):
             predict = self.client.predictor(
-                message, context, data, plan, spec.training.learning_rate(now), self.generator(now, node)
+                message,
+                context,
+                data,
+                plan,
+                spec.training.learning_rate(now),
+                self.generator("rule", now, node),
             )
         metrics: dict[str, Any] = {"num-examples": max(len(split.val) + len(split.test), 1)}
         for name, rows in (("val", split.val), ("test", split.test), *self.by_domain(split.test)):
@@ -180,13 +205,19 @@ class _Node:
         def answer(message: Message, context: Context) -> Message:
             node = partition_of(context)
             data, _ = self.training_data(node, context)
-            return self.client.answer(action, message, context, data, self.generator(round_of(message), node))
+            draws = self.generator("rule", round_of(message), node)
+            return self.client.answer(action, message, context, data, draws)
 
         return answer
 
-    def generator(self, server_round: int, node: int) -> torch.Generator:
-        """Source of a rule's own draws."""
-        return torch.Generator().manual_seed(torch_seed(self.spec.seed, "rule", server_round, node))
+    def corrupting(self, attack: Attack, server_round: int, node: int) -> Callable[[Upload, Round], Upload]:
+        """What an attack does to uploads, with draws of its own: the same against every method."""
+        draws = self.generator("attack upload", server_round, node)
+        return lambda upload, round: attack.corrupt(upload, replace(round, generator=draws))
+
+    def generator(self, purpose: str, server_round: int, node: int) -> torch.Generator:
+        """Source of a rule's, or an attack's, own draws."""
+        return torch.Generator().manual_seed(torch_seed(self.spec.seed, purpose, server_round, node))
 
     @contextmanager
     def seeded(self, purpose: str, server_round: int, node: int) -> Iterator[None]:
@@ -215,7 +246,7 @@ def make_client_app(spec: ClientSpec) -> ClientApp:
     """
     node = _Node(spec)
     app = ClientApp()
-    app.train()(node.train)
+    app.train(mods=list(spec.mods))(node.train)
     app.evaluate()(node.evaluate)
     for name, action in (spec.data_rule.actions() if spec.data_rule else {}).items():
         app.query(name)(node.answering(action))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Bulyan, FedAvg, FedTrimmedAvg, MultiKrum, Strategy
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -16,13 +17,17 @@ from clients.app import ClientSpec, make_client_app
 from clients.features.base import cached_features
 from clients.tasks.base import Task
 from scenarios import Dataset, Federation
+from strategies.attacks import Attack, attackers
 from strategies.functional import Stateless
 from strategies.local import LocalRule
+from strategies.method import Method
 from strategies.seeding import torch_seed
 
 from .config.objects import call, check_options, contents, load, make
 from .engine.grid import EngineGrid, Observer
 from .errors import NotApplicable, UserError
+
+log = logging.getLogger("fedbench")
 
 _MAX_ALIGNED_DIMENSION = 4096
 """An eigendecomposition of this size takes half a minute a class; beyond it, features are needed."""
@@ -58,6 +63,11 @@ class Bench:
         strategy, align = self.config.choices.strategy, self.config.choices.align
         return str(strategy if align in ("none", strategy) else f"{strategy}+{align}")
 
+    @property
+    def attackers(self) -> list[int]:
+        """Partition ids of the malicious clients, in order."""
+        return sorted(self.spec.attackers)
+
 
 def build(config: DictConfig) -> Bench:
     """Build all parts of a run, and find every mistake that can be found before it starts.
@@ -70,6 +80,8 @@ def build(config: DictConfig) -> Bench:
     _check_run(config)
     _check_engine(config)
     strategy = _strategy(config)
+    attack = _attack(config)
+    _check_privacy_options(config)
     dataset = make(config.data, "data").load()
     task: Task = make(config.client.task, "client.task")
     if dataset.meta.task != task.kind:
@@ -79,16 +91,24 @@ def build(config: DictConfig) -> Bench:
         )
     dataset = _with_features(config, dataset)
     federation = _federation(config, dataset)
-    spec = _client_spec(config, federation, task, strategy)
+    spec = _client_spec(config, federation, task, strategy, attack)
     _check_alignment(config, federation)
     _check_rule(config, spec)
+    _check_attack(config, spec)
     sizes = [len(c.train) for c in federation.clients]
     if config.clients_per_round is not None and not 1 <= config.clients_per_round <= len(sizes):
         raise UserError(
             f"clients_per_round={config.clients_per_round}: must be between 1 and the {len(sizes)} clients"
         )
+    sampled = config.clients_per_round or len(sizes)
+    method = _unaligned(config, strategy)
+    _check_robust(config, method, sampled)
+    _check_privacy(config, spec, method)
+    if config.privacy.get("_target_"):
+        strategy = _strategy(config, sampled)
 
     def make_grid(observer: Observer) -> EngineGrid:
+        _say(config, spec, method, len(sizes))  # not above, because a run keeps a log from its start on
         factory = partial(make_client_app, spec)
         grid: EngineGrid = make(config.engine, "engine", app_factory=factory, sizes=sizes, observer=observer)
         return grid
@@ -123,14 +143,43 @@ def _options(node: Any, *without: str) -> dict[str, Any]:
     return {k: v for k, v in options.items() if k not in ("_target_", *without)}
 
 
-def _strategy(config: DictConfig) -> Strategy:
-    """Server half, inside its alignment if there is one."""
-    node = config.strategy
+def _strategy(config: DictConfig, sampled: int | None = None) -> Strategy:
+    """Server half, inside its alignment if there is one.
+
+    Privacy lies between the two, because it hides an alignment's phases, and is left out where the number of
+    clients of a round is not known yet.
+    """
+    node, privacy, align = config.strategy, config.privacy, config.align
     strategy: Strategy = make({"_target_": node._target_, **_options(node, "rule")}, "strategy")
-    align = config.align
+    if sampled is not None:
+        wrapper = {"_target_": privacy._target_, **_options(privacy, "mods")}
+        strategy = make(wrapper, "privacy", strategy, num_sampled_clients=sampled)
     if align.get("_target_"):
         strategy = make({"_target_": align._target_, **_options(align, "client")}, "align", strategy)
     return strategy
+
+
+def _unaligned(config: DictConfig, strategy: Strategy) -> Strategy:
+    """The strategy that an alignment is around."""
+    inner: Strategy = getattr(strategy, "strategy", strategy) if config.align.get("_target_") else strategy
+    return inner
+
+
+def _attack(config: DictConfig) -> Attack | None:
+    node = config.attack
+    if not node.get("_target_"):
+        return None
+    check_options(attackers, {"share": node.share}, "attack", {"seed", "clients"})
+    attack: Attack = make({"_target_": node._target_, **_options(node, "share")}, "attack")
+    return attack
+
+
+def _check_privacy_options(config: DictConfig) -> None:
+    """Find mistakes in options before the data are read; the wrapper is made once clients are counted."""
+    node = config.privacy
+    if node.get("_target_"):
+        given = {"strategy", "num_sampled_clients"}
+        check_options(load(node._target_, "privacy"), _options(node, "mods"), "privacy", given)
 
 
 def _with_features(config: DictConfig, dataset: Dataset) -> Dataset:
@@ -163,7 +212,9 @@ def _domains(federation: Federation) -> list[str]:
     return ["mixed"] * len(names) if "mixed" in names else names
 
 
-def _client_spec(config: DictConfig, federation: Federation, task: Task, strategy: Strategy) -> ClientSpec:
+def _client_spec(
+    config: DictConfig, federation: Federation, task: Task, strategy: Strategy, attack: Attack | None
+) -> ClientSpec:
     client = config.client
     training = make({"_target_": "clients.training.Training", **_options(client, "model", "task")}, "client")
     meta = federation.meta
@@ -187,6 +238,10 @@ def _client_spec(config: DictConfig, federation: Federation, task: Task, strateg
         seed=config.seed,
         device="cuda" if _on_gpu(config) else "cpu",
         row_domain=federation.dataset.domain if getattr(strategy, "personal", False) else None,
+        attack=attack,
+        attackers=_attackers(config, len(federation.clients)),
+        classes=len(meta.classes),
+        mods=[load(name, "privacy.mods") for name in config.privacy.get("mods", [])],
     )
 
 
@@ -197,6 +252,13 @@ def _rule(config: DictConfig, strategy: Strategy) -> LocalRule:
         return rule
     half: type[LocalRule] = getattr(strategy, "client_half", LocalRule)
     return half()
+
+
+def _attackers(config: DictConfig, clients: int) -> frozenset[int]:
+    if not config.attack.get("_target_"):
+        return frozenset()
+    chosen: frozenset[int] = call(attackers, "attack", {"share": config.attack.share}, config.seed, clients)
+    return chosen
 
 
 def _check_rule(config: DictConfig, spec: ClientSpec) -> None:
@@ -214,6 +276,89 @@ def _check_rule(config: DictConfig, spec: ClientSpec) -> None:
                 f"strategy={name} cuts a model into body and head, but client={config.choices.client} has no "
                 f"{'body below its' if model.head else 'layer called'} head; choose a client such as mlp"
             )
+
+
+def _check_attack(config: DictConfig, spec: ClientSpec) -> None:
+    """Refuse an attack on labels that the data do not have."""
+    attack = spec.attack
+    if attack is None or not attack.needs_labels:
+        return
+    if not spec.classes:
+        raise NotApplicable(
+            f"attack={config.choices.attack} changes class labels, but data={config.choices.data} have none; "
+            "choose an attack on updates such as sign_flip"
+        )
+    one_each = {"y": torch.arange(spec.classes)}
+    call(lambda **_: attack.poison(one_each, spec.classes), "attack", _options(config.attack))
+
+
+def _check_robust(config: DictConfig, strategy: Strategy, clients: int) -> None:
+    """Refuse what Flower lets pass: with too few clients, its robust strategies withstand nothing."""
+    name = config.choices.strategy
+    if isinstance(strategy, MultiKrum | Bulyan):
+        bad = strategy.num_malicious_nodes
+        factor = 4 if isinstance(strategy, Bulyan) else 2
+        if bad < 0:
+            raise UserError(f"strategy.num_malicious_nodes={bad}: must be 0 or more")
+        if clients < factor * bad + 3:
+            raise NotApplicable(
+                f"strategy={name} with strategy.num_malicious_nodes={bad} needs {factor} * {bad} + 3 = "
+                f"{factor * bad + 3} clients a round, but there are {clients}"
+            )
+    if isinstance(strategy, MultiKrum):
+        honest, chosen = clients - strategy.num_malicious_nodes, strategy.num_nodes_to_select
+        if not 1 <= chosen <= honest:
+            raise UserError(
+                f"strategy.num_nodes_to_select={chosen}: must be between 1 and the {honest} clients of a "
+                "round that are not malicious"
+            )
+    if isinstance(strategy, FedTrimmedAvg) and strategy.beta and int(strategy.beta * clients) == 0:
+        raise NotApplicable(
+            f"strategy={name} with strategy.beta={strategy.beta} cuts off less than one of {clients} "
+            "clients, so none; raise one of the two"
+        )
+
+
+_DOORS = ("prepare", "extra", "combine", "finish")
+"""Where a method does more than average; Flower's privacy wrappers hide the first and the last."""
+
+
+def _check_privacy(config: DictConfig, spec: ClientSpec, strategy: Strategy) -> None:
+    """Refuse a method of which Flower's wrappers would clip and blur a part only."""
+    privacy = f"privacy={config.choices.privacy}"
+    if not config.privacy.get("_target_"):
+        return
+    personal = getattr(strategy, "personal", False)
+    opened = [d for d in _DOORS if getattr(type(strategy), d, None) not in (None, getattr(Method, d))]
+    if personal or opened:
+        what = "leaves clients models of their own" if personal else "does more than average what they send"
+        raise NotApplicable(
+            f"{privacy} covers the mean of clients' models, but strategy={config.choices.strategy} {what}; "
+            "choose a strategy such as fedavg or fedprox"
+        )
+    if config.privacy.get("noise_multiplier") and Stateless(spec.model()).has_batch_norm:
+        raise NotApplicable(
+            f"{privacy} adds noise to all that is averaged, but client={config.choices.client} has running "
+            "variances of BatchNorm, which must stay positive; choose another client.model.norm"
+        )
+
+
+def _say(config: DictConfig, spec: ClientSpec, strategy: Strategy, clients: int) -> None:
+    """Log who attacks, and what privacy does not keep."""
+    chosen = config.choices
+    if spec.attackers:
+        who = ", ".join(map(str, sorted(spec.attackers)))
+        log.info("attack=%s: %d of %d clients: %s", chosen.attack, len(spec.attackers), clients, who)
+    mean = type(strategy).aggregate_train in (FedAvg.aggregate_train, Method.aggregate_train)
+    weighting = spec.training.weighting
+    if config.privacy.get("noise_multiplier") and not (mean and weighting == "uniform"):
+        log.warning(
+            "privacy=%s: its noise is meant for a mean of equally weighted clients, but strategy=%s with "
+            "client.weighting=%s takes another, so noise_multiplier promises more than is kept",
+            chosen.privacy,
+            chosen.strategy,
+            weighting,
+        )
 
 
 def make_module(node: dict[str, Any], shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:

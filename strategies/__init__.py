@@ -3,34 +3,103 @@
 Nothing here needs the rest of fedbench: flwr, torch and numpy are enough.
 """
 
+from .apfl import APFL, APFLRule
+from .attacks import Attack, GaussianNoise, LabelFlip, ModelReplacement, SignFlip, attackers
+from .ccvr import CCVR, CCVRRule
 from .client import RuleClient, weighted_cross_entropy
+from .ditto import Ditto, DittoRule
 from .errors import StrategyError
+from .fedavg_ft import FedAvgFT, FedAvgFTRule
+from .fedbabu import FedBABU, FedBABURule
+from .fedbn import FedBN, FedBNRule
+from .feddyn import FedDyn, FedDynRule
+from .fedlc import FedLC, FedLCRule
+from .fednova import FedNova, FedNovaRule
+from .fedntd import FedNTD, FedNTDRule
+from .fedper import FedPer, FedPerRule
+from .fedproto import FedProto, FedProtoRule
 from .fedprox import FedProxRule
+from .fedrep import FedRep, FedRepRule
+from .fedsam import FedSAM, FedSAMRule
+from .fpl import FPL, FPLRule
 from .ggeur import GGEUR, GGEURClient
+from .lg_fedavg import LGFedAvg, LGFedAvgRule
 from .local import DataRule, Examples, FineTune, LocalRule, Phase, Round, Upload
+from .local_only import LocalOnly, LocalOnlyRule
 from .method import Method
+from .moon import Moon, MoonRule
 from .optim import SGD, Adam
+from .perfedavg import PerFedAvg, PerFedAvgRule
+from .pfedme import PFedMe, PFedMeRule
+from .qfedavg import QFedAvgRule
 from .scaffold import Scaffold, ScaffoldRule
 from .state import load_state_dict, state_dict
 
 __all__ = [
+    "APFL",
+    "CCVR",
+    "FPL",
     "GGEUR",
     "SGD",
+    "APFLRule",
     "Adam",
+    "Attack",
+    "CCVRRule",
     "DataRule",
+    "Ditto",
+    "DittoRule",
     "Examples",
+    "FPLRule",
+    "FedAvgFT",
+    "FedAvgFTRule",
+    "FedBABU",
+    "FedBABURule",
+    "FedBN",
+    "FedBNRule",
+    "FedDyn",
+    "FedDynRule",
+    "FedLC",
+    "FedLCRule",
+    "FedNTD",
+    "FedNTDRule",
+    "FedNova",
+    "FedNovaRule",
+    "FedPer",
+    "FedPerRule",
+    "FedProto",
+    "FedProtoRule",
     "FedProxRule",
+    "FedRep",
+    "FedRepRule",
+    "FedSAM",
+    "FedSAMRule",
     "FineTune",
     "GGEURClient",
+    "GaussianNoise",
+    "LGFedAvg",
+    "LGFedAvgRule",
+    "LabelFlip",
+    "LocalOnly",
+    "LocalOnlyRule",
     "LocalRule",
     "Method",
+    "ModelReplacement",
+    "Moon",
+    "MoonRule",
+    "PFedMe",
+    "PFedMeRule",
+    "PerFedAvg",
+    "PerFedAvgRule",
     "Phase",
+    "QFedAvgRule",
     "Round",
     "RuleClient",
     "Scaffold",
     "ScaffoldRule",
+    "SignFlip",
     "StrategyError",
     "Upload",
+    "attackers",
     "load_state_dict",
     "state_dict",
     "weighted_cross_entropy",

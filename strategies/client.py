@@ -122,6 +122,7 @@ class RuleClient:
         *,
         weight: int | None = None,
         generator: torch.Generator | None = None,
+        corrupt: Callable[[Upload, Round], Upload] | None = None,
     ) -> Message:
         """Answer a training message.
 
@@ -139,12 +140,15 @@ class RuleClient:
             Number of examples to report; ``None`` counts the rows.
         generator : torch.Generator, optional
             For the rule's own draws.
+        corrupt : callable, optional
+            ``corrupt(upload, round)`` goes up in place of the rule's upload: see :mod:`strategies.attacks`.
         """
         now = self.round(message, context, data, steps=len(plan), lr=lr, generator=generator)
         params, loss = train_client(self.rule, now, plan)
         rows = len(now.data["weight"]) if weight is None else weight
         numbers = {"num-examples": rows, "train_loss": loss, "local_steps": len(plan)}
-        return self._reply(message, context, self.rule.end(params, now), numbers)
+        upload = self.rule.end(params, now)
+        return self._reply(message, context, corrupt(upload, now) if corrupt else upload, numbers)
 
     def answer(
         self,

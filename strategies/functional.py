@@ -156,3 +156,9 @@ def backpropagate(loss: Callable[[Params], Tensor], params: Params) -> tuple[Par
 def differentiate_functionally(loss: Callable[[Params], Tensor], params: Params) -> tuple[Params, Tensor]:
     """Gradient and value of ``loss`` by ``torch.func``, which composes with ``vmap``."""
     return torch.func.grad_and_value(loss)(params)
+
+
+def weighted_mean(rows: Tensor, batch: Batch) -> Tensor:
+    """Mean of a value a row over the rows that are no padding; 0 where all are."""
+    weight = batch["weight"]
+    return (rows * weight).sum() / weight.sum().clamp(min=1)

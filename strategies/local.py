@@ -154,6 +154,8 @@ class LocalRule:
     """Whether the method is derived for SGD and cannot be used with an adaptive local optimiser."""
     cuts_model: ClassVar[bool] = False
     """Whether the method needs a model with a body and, as its last layer, a ``head``."""
+    needs_norms: ClassVar[bool] = False
+    """Whether the method needs a model with normalisation layers."""
 
     def keep(self, received: Params) -> Params:  # noqa: ARG002 - part of the contract
         """Tensors that a client keeps before its first round (zero control variates, say)."""
@@ -225,6 +227,14 @@ def prefixed(prefix: str, params: Mapping[str, Tensor]) -> Params:
 def part(prefix: str, params: Mapping[str, Tensor]) -> Params:
     """The tensors that :func:`prefixed` renamed, under their own names."""
     return {k[len(prefix) :]: v for k, v in params.items() if k.startswith(prefix)}
+
+
+def split(batch: Batch, parts: int) -> tuple[Batch, ...]:
+    """A batch dealt out to several: rows ``i``, ``i + parts``, ... to part ``i``.
+
+    Padding lies behind the rows of a batch, so parts are the same with and without it.
+    """
+    return tuple({k: v[i::parts] for k, v in batch.items()} for i in range(parts))
 
 
 def setting(round: Round, key: str, rule: LocalRule, server_half: str) -> Any:

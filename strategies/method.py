@@ -139,6 +139,13 @@ class Method(FedAvg):
         combined = self.combine({k: v.numpy() for k, v in mean.items()}, answers)
         return record(combined), metrics
 
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """As FedAvg, on the metrics that all clients report: not all have rows of every domain."""
+        replies = list(replies)
+        told = [set(self._metrics(r)) for r in replies if r.has_content()]
+        common = set.intersection(*told) if told else set()
+        return super().aggregate_evaluate(server_round, [_with_metrics(r, common) for r in replies])
+
     # --- state -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -198,11 +205,27 @@ class Method(FedAvg):
         if not reply.has_content():
             return reply
         content = reply.content
-        shell = copy.copy(reply)
-        shell.content = RecordDict({self.arrayrecord_key: content[self.arrayrecord_key]})
-        for key, numbers in content.metric_records.items():
-            shell.content[key] = numbers
-        return shell
+        return _with_content(
+            reply,
+            {self.arrayrecord_key: content[self.arrayrecord_key], **content.metric_records},
+        )
+
+
+def _with_content(reply: Message, records: Mapping[str, Any]) -> Message:
+    """A reply with other records, which leaves the one given as it is."""
+    shell = copy.copy(reply)
+    shell.content = RecordDict(dict(records))
+    return shell
+
+
+def _with_metrics(reply: Message, keys: set[str]) -> Message:
+    """The reply with nothing but some of its metrics."""
+    if not reply.has_content():
+        return reply
+    metrics = reply.content.metric_records.items()
+    return _with_content(
+        reply, {name: MetricRecord({k: v for k, v in m.items() if k in keys}) for name, m in metrics}
+    )
 
 
 def record(arrays: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:

@@ -93,7 +93,12 @@ NEEDED = {"image_folder": ["data.path=x"], "hub": ["data.dataset=x"]}
 # Parts of a node that its class is not given, and what the program gives it: as in fedbench/bench.py.
 PARTS = {"strategy": ["rule"], "client": ["model", "task"], "align": ["client"]}
 FRACTIONS = ["val_fraction", "test_fraction"]
-GIVEN = {"client.model": {"shape", "classes"}, "engine": {"app_factory", "sizes", "observer"}}
+OWN = {"attack": ["share"], "privacy": ["mods"]}  # options for the program itself
+GIVEN = {
+    "client.model": {"shape", "classes"},
+    "engine": {"app_factory", "sizes", "observer"},
+    "privacy": {"num_sampled_clients"},
+}
 
 
 def composed(group, name):
@@ -105,7 +110,7 @@ def check(node, where, *without, target=None, positional=0):
     options = OmegaConf.to_container(node)
     target = options.pop("_target_", target)
     if target is None:
-        assert where in ("features", "align")  # the choice `none`
+        assert where in ("features", "align", "attack", "privacy")  # the choice `none`
         assert not options
         return
     options = {key: value for key, value in options.items() if key not in without}
@@ -123,7 +128,8 @@ def test_every_choice_names_a_class_and_fits_its_signature(group, name):
         fractions = {key: node[key] for key in FRACTIONS if key in node}
         check_options(load("scenarios.build_federation", group), fractions, group, positional=3)
     else:
-        check(node, group, *PARTS.get(group, []), positional=group == "align" and name != "none")
+        wraps = group in ("align", "privacy") and name != "none"
+        check(node, group, *PARTS.get(group, []), *OWN.get(group, []), positional=wraps)
     for part in PARTS.get(group, []):
         if name != "none":
             check(node[part], f"{group}.{part}")

@@ -28,7 +28,18 @@ from .objects import words
 from .schema import RunConfig
 
 CONFIG_DIR = Path(__file__).parent
-GROUPS = ("scenario", "data", "features", "client", "align", "strategy", "engine", "experiment")
+GROUPS = (
+    "scenario",
+    "data",
+    "features",
+    "client",
+    "align",
+    "strategy",
+    "attack",
+    "privacy",
+    "engine",
+    "experiment",
+)
 
 _TYPES = typing.get_type_hints(RunConfig)
 _NOT_COMPARED = ("seed", "run_dir", "cache_dir", "engine", "sweep", "choices", "experiment")

@@ -14,7 +14,7 @@ class RunConfig:
 
     Parameters
     ----------
-    scenario, data, features, client, align, strategy, engine
+    scenario, data, features, client, align, strategy, attack, privacy, engine
         Config groups; ``fedbench list`` shows the choices.
     rounds : int
         Federated rounds.
@@ -40,6 +40,8 @@ class RunConfig:
     client: Any = MISSING
     align: Any = MISSING
     strategy: Any = MISSING
+    attack: Any = MISSING
+    privacy: Any = MISSING
     engine: Any = MISSING
     rounds: int = 20
     seed: int = 0

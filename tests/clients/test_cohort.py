@@ -31,8 +31,29 @@ SERVERS = {
     if inspect.isclass(c) and issubclass(c, Method) and c is not Method
 }
 CONFIG = {"server-round": 1, "proximal-mu": 0.1}
-SENT = {}
+
+
+def prototypes(received, labels):
+    """One vector for each label, as wide as what goes into the head."""
+    head = received["head.weight"]
+    return torch.from_numpy(np.random.default_rng(0).random((len(labels), head.shape[1]))).to(head.dtype)
+
+
+def global_prototypes(received):
+    counts = torch.tensor([2.0, 0.0, 1.0, 3.0]).to(received["head.weight"].dtype)
+    return {"prototypes": {"means": prototypes(received, counts), "counts": counts}}
+
+
+def cluster_prototypes(received):
+    labels = torch.tensor([0, 0, 2, 3, 3])
+    return {"fpl-clusters": {"means": prototypes(received, labels), "labels": labels}}
+
+
+SENT = {strategies.FedProtoRule: global_prototypes, strategies.FPLRule: cluster_prototypes}
 """Rule to a function from the received parameters to the records that are sent with them."""
+ROUNDING = {strategies.MoonRule: 1e-5, strategies.FedProtoRule: 1e-5, strategies.FPLRule: 1e-4}
+"""Tolerance in float32 where terms divide by lengths and small temperatures, or representations are sent:
+one client alone is about as far from float64."""
 
 MODELS = {
     "linear": lambda: Linear((1, 16, 16), 4),
@@ -192,7 +213,7 @@ def assert_contract(rule, model, optimizer, dtype, tolerance):
     cohort = case.together()
     for client, alone in enumerate(case.one_by_one()):
         moved = max(float((alone["params"][k] - v).abs().max()) for k, v in case.received.items())
-        assert moved > 1e-3
+        assert moved > 1e-4
         for part, tensors in alone.items():
             assert tensors.keys() == cohort[part].keys()
             for key, tensor in tensors.items():
@@ -214,7 +235,8 @@ def test_a_cohort_trains_as_its_clients_do_one_by_one(rule, model, optimizer, dt
         model = "mlp"  # a linear model is nothing but a head
     if rule.sgd_only and optimizer == "adam":
         optimizer = "momentum"
-    assert_contract(rule(), model, optimizer, dtype, 1e-12 if dtype == torch.float64 else 1e-6)
+    float32 = ROUNDING.get(rule, 1e-6)
+    assert_contract(rule(), model, optimizer, dtype, 1e-12 if dtype == torch.float64 else float32)
 
 
 class EverythingRule(LocalRule):

@@ -17,10 +17,10 @@ MISTAKES = {
     "strategy=fedavgg": "strategy=fedavgg: no such strategy; did you mean 'fedavg'?",
     "-m strategy=fedavg,ggeurr": "strategy=ggeurr: no such strategy; did you mean",
     "client=": "client=: no such client; one of: cnn, ",
-    "strategy=null": "strategy=null: no such strategy; one of: fed",
+    "strategy=null": "strategy=null: no such strategy; one of: ",
     "experiment=ggeur_e9": "experiment=ggeur_e9: no such experiment; did you mean 'ggeur_e",
     "round=3": "round: no such key; did you mean 'rounds'?",
-    "zzz=3": "zzz: no such key; one of: align, cache_dir, client, ",
+    "zzz=3": "zzz: no such key; one of: align, attack, cache_dir, client, ",
     "client.lrr=1": "client.lrr: no such key in 'client'; did you mean 'lr'?",
     "strategy.mu=1": "strategy.mu: no such key in 'strategy'",
     "client.model.hiden=[3]": "client.model.hiden: no such key in 'client.model'; did you",
@@ -128,7 +128,7 @@ def test_other_commands(empty, capsys):
     (empty / "broken").mkdir()
     (empty / "broken/summary.json").write_text("{")
     for words, expected in {
-        ("list", "nothing"): "'nothing': no such group; one of: align, client, data, engine, experiment",
+        ("list", "nothing"): "'nothing': no such group; one of: align, attack, client, data, engine, experi",
         ("list", "stratgy"): "'stratgy': no such group; did you mean 'strategy'?",
         ("list", "--config-dir", "nowhere"): "--config-dir nowhere: no such directory",
         ("compare", "runs"): "runs: holds no finished run (no summary.json in or below it)",
