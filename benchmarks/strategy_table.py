@@ -6,7 +6,7 @@ skew and both skews on digits4 and Office-Caltech-10. Columns by domain, AVG and
 mean of the last five rounds, mean and standard deviation over three seeds; methods at their papers' default
 strengths, none tuned. Writes ``benchmarks/results/strategies_*.md`` and ``.csv``.
 
-    python benchmarks/strategy_table.py                        # all: about an hour on two cores
+    python benchmarks/strategy_table.py                        # all: about half an hour on two quiet cores
     python benchmarks/strategy_table.py digits4
 """
 

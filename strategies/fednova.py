@@ -59,10 +59,10 @@ class FedNovaRule(LocalRule):
 class FedNova(Method):
     r"""Server half: :math:`x \leftarrow x - \tau_\mathrm{eff} \sum_i p_i \eta d_i`, normalised averaging.
 
-    :math:`d_i = (x - y_i) / (\eta \lVert a_i \rVert_1)` is a client's average direction and
-    :math:`\tau_\mathrm{eff} = \sum_i p_i \lVert a_i \rVert_1` the length of the common step. :math:`p_i` are the
-    weights that clients report, divided by their sum over the clients of the round. Buffers are averaged.
-    With equal steps it is FedAvg.
+    :math:`d_i = (x - y_i) / (\eta \lVert a_i \rVert_1)` is a client's average direction, and
+    :math:`\tau_\mathrm{eff} = \sum_i p_i \lVert a_i \rVert_1` the length of the common step. :math:`p_i` are
+    the weights that clients report, divided by their sum over the clients of the round. Buffers are
+    averaged. With equal steps it is FedAvg.
 
     Parameters
     ----------
