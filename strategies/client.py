@@ -167,9 +167,9 @@ class RuleClient:
         self,
         message: Message,
         context: Context,
-        data: Mapping[str, Tensor],
-        plan: Callable[[FineTune], Plan],
-        lr: float,
+        data: Mapping[str, Tensor] | None = None,
+        plan: Callable[[FineTune], Plan] = lambda _: [],
+        lr: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Callable[[Batch], Tensor]:
         """The function ``batch -> output`` with which this client predicts, fine-tuned where the rule says.
@@ -177,13 +177,14 @@ class RuleClient:
         Parameters
         ----------
         message, context, data
-            As for :meth:`train`; nothing is kept. A rule that does not fine-tune needs no data.
+            As for :meth:`train`; nothing is kept. A rule that does not fine-tune needs no data, and none of
+            the following.
         plan : callable
             Gives the batches of a fine-tuning.
         lr : float
             Learning rate of fine-tuning that names none.
         """
-        now = self.round(message, context, data, lr=lr, generator=generator)
+        now = self.round(message, context, data or {}, lr=lr, generator=generator)
         params = self.rule.predictor(now)
         tune = self.rule.fine_tune(now)
         if tune is not None:

@@ -1,0 +1,1 @@
+"""Post offices that learn to read digits together: a Flower app whose methods come from ``strategies``."""
