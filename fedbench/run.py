@@ -306,6 +306,7 @@ class Run:
                 "clients": {k: from_records(v) for k, v in grid.client_states().items()},
                 "books": {name: getattr(self, name) for name in _BOOKS},
                 "settings": settings(self.config),
+                "order": list(weights),  # which safetensors does not keep, and Flower pairs arrays by
             }
         self.directory.checkpoint(self._completed, weights, state)
 
@@ -318,7 +319,7 @@ class Run:
             setattr(
                 self, name, type(own)(own.default_factory, book) if isinstance(own, defaultdict) else book
             )
-        arrays = ArrayRecord({k: Array(v) for k, v in weights.items()})
+        arrays = ArrayRecord({k: Array(weights[k]) for k in state["order"]})
         self._restored = arrays, {int(k): to_records(v) for k, v in state["clients"].items()}
 
     def _summary(self, arrays: ArrayRecord, status: str) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Local training without a federation: what a client reaches alone, the floor of personalised methods."""
+"""Local training without a federation: what a client reaches alone, the floor of personalised methods.
+
+No paper's method, but the baseline that comparisons of personalised methods need.
+"""
 
 from __future__ import annotations
 

@@ -15,15 +15,18 @@ from fedbench.cli import main
 from fedbench.config.compose import plan, settings
 from fedbench.errors import NotApplicable, UserError
 from fedbench.report.comparison import compare
-from fedbench.results.run_dir import load_weights
-from fedbench.run import run
+from fedbench.results.run_dir import RunDirectory, load_weights
+from fedbench.run import Run
 from strategies import GGEUR, SignFlip, attackers
 
 SMALL = [
     "data=gaussian_domains", "data.domains=4", "data.classes=5", "data.dim=8", "data.train_per_class=20",
     "data.test_per_class=10", "scenario=domain_skew", "client=linear", "client.steps=4", "rounds=2",
 ]  # fmt: skip
-DIGITS = ["data=digits", "scenario=iid", "client.momentum=0.9", "rounds=4", "eval_every=4"]
+DIGITS = [
+    "data=digits", "scenario=iid", "client.momentum=0.9", "client.model.hidden=[50]", "rounds=4",
+    "eval_every=4",
+]  # fmt: skip
 on_ray = pytest.mark.xdist_group("ray")
 
 
@@ -34,10 +37,14 @@ def compose(*words):
     return config
 
 
+def execute(config, path):
+    """Summary and final weights of a run, without its picture."""
+    summary = Run(build(config), RunDirectory(path, "")).execute()
+    return summary, load_weights(path / f"checkpoint/round-{summary['rounds']:06d}.json")
+
+
 def done(tmp_path, name, *words):
-    """Summary and final weights of a small run."""
-    summary = run(compose(*words), tmp_path / name)
-    return summary, load_weights(tmp_path / name / f"checkpoint/round-{summary['rounds']:06d}.json")
+    return execute(compose(*words), tmp_path / name)
 
 
 # --- attacks and robust strategies -------------------------------------------------------------------
@@ -47,7 +54,7 @@ def done(tmp_path, name, *words):
 def accuracy(tmp_path_factory):
     def of(*words):
         (config,) = plan([*DIGITS, "engine=serial", *words])
-        return run(config, tmp_path_factory.mktemp("digits") / "run")["final"]["avg"]
+        return execute(config, tmp_path_factory.mktemp("digits") / "run")[0]["final"]["avg"]
 
     return of
 
@@ -55,16 +62,16 @@ def accuracy(tmp_path_factory):
 @pytest.mark.slow
 def test_an_attack_that_destroys_fedavg_is_resisted_by_robust_strategies(accuracy):
     attack = ["attack=sign_flip", "attack.share=0.2"]
-    assert accuracy("strategy=fedavg") > 0.6
+    assert accuracy("strategy=fedavg") > 0.55
     assert accuracy("strategy=fedavg", *attack) < 0.25
-    assert accuracy("strategy=fedmedian", *attack) > 0.5
+    assert accuracy("strategy=fedmedian", *attack) > 0.45
     assert accuracy("strategy=krum", "strategy.num_malicious_nodes=2", *attack) > 0.4
 
 
 def test_one_boosted_client_makes_fedavg_say_one_class(tmp_path):
     """And Multi-Krum leaves its model out."""
-    some = ["scenario=iid", "scenario.clients=10", "client.lr=0.5", "client.steps=20"]
-    attack = ["attack=model_replacement", "attack.share=0.1", "attack.target=3"]
+    some = ["scenario=iid", "data.domains=1", "data.mean_std=1.0", "client.lr=0.1", "client.steps=20"]
+    attack = ["attack=model_replacement", "attack.share=0.1", "attack.boost=100.0"]
     robust = ["strategy=multikrum", "strategy.num_malicious_nodes=1", "strategy.num_nodes_to_select=9"]
     honest = done(tmp_path, "honest", *some)[0]["final"]["avg"]
     assert honest > 0.5
@@ -84,9 +91,10 @@ def test_the_attackers_alone_send_something_else(tmp_path):
         assert np.abs(flipped[k] - plain[k]).max() > 1e-4
 
 
+@pytest.mark.slow
 @on_ray
-@pytest.mark.parametrize("words", [["attack=gaussian_noise"], ["privacy=dp_server_fixed"]])
-def test_the_same_seed_gives_the_same_bits_on_any_engine(tmp_path, words):
+def test_the_same_seed_gives_the_same_bits_on_any_engine(tmp_path):
+    words = ["attack=gaussian_noise", "privacy=dp_server_fixed"]
     first, second = (done(tmp_path, name, *words)[0] for name in ("first", "second"))
     other = done(tmp_path, "ray", *words, "engine=ray", "engine.workers=2")[0]
     assert first["weights_sha256"] == second["weights_sha256"] == other["weights_sha256"]
@@ -222,28 +230,23 @@ COVERS = "covers the mean of clients' models, but strategy="
 FIXED = "privacy=dp_server_fixed"
 MISTAKES = {
     "attack=sgn_flip": "attack=sgn_flip: no such attack; did you mean 'sign_flip'?",
-    "privacy=dp_server": "privacy=dp_server: no such privacy; did you mean 'dp_server_",
     "attack.share=0.1": "attack.share: no such key in 'attack', which has none",
     "attack=sign_flip attack.share=2": "attack.share: must be between 0 and 1, got 2",
-    "attack=sign_flip attack.share=few": "attack.share=few: must be a number\n",
     "attack=sign_flip attack.scale=0": "attack.scale: must be above 0, got 0",
     "attack=label_flip attack.target=10": "attack.target: must be a class from 0 to 9, got 10",
     "attack=label_flip attack.permutation=[1,0]": "attack.permutation: must hold the classes 0 to 9 once",
-    "attack=model_replacement attack.target=x": "attack.target=x: must be a whole number\n",
     f"{FIXED} privacy.clipping_norm=0": "privacy: The clipping norm should be a positive value.",
-    f"{FIXED} privacy.noise_multiplier=x": "privacy.noise_multiplier=x: must be a number\n",
     f"{FIXED} +privacy.num_sampled_clients=3": "privacy.num_sampled_clients: no such option",
     "privacy=dp_server_adaptive privacy.noise_multiplier=1": "privacy: If not specified, `clipped_count",
     f"{FIXED} strategy=scaffold": f"{FIXED} {COVERS}scaffold does more than average what they send; choose",
     f"{FIXED} strategy=feddyn": f"{FIXED} {COVERS}feddyn does more than average what they send; choose",
-    f"{FIXED} strategy=ccvr": f"{FIXED} {COVERS}ccvr does more than average what they send; choose",
     f"{FIXED} strategy=fedper": f"{FIXED} {COVERS}fedper leaves clients models of their own; choose",
     "strategy=krum strategy.num_malicious_nodes=1": "strategy=krum with strategy.num_malicious_nodes=1 needs "
     "2 * 1 + 3 = 5 clients a round, but there are 4\n",
     f"{IID}6 strategy=bulyan strategy.num_malicious_nodes=1": "strategy=bulyan with "
     "strategy.num_malicious_nodes=1 needs 4 * 1 + 3 = 7 clients a round, but there are 6\n",
-    f"{IID}9 clients_per_round=2 strategy=bulyan": "strategy=bulyan with strategy.num_malicious_nodes=0 needs "
-    "4 * 0 + 3 = 3 clients a round, but there are 2\n",
+    f"{IID}9 clients_per_round=2 strategy=bulyan": "strategy=bulyan with strategy.num_malicious_nodes=0 "
+    "needs 4 * 0 + 3 = 3 clients a round, but there are 2\n",
     "strategy=krum strategy.num_malicious_nodes=-1": "strategy.num_malicious_nodes=-1: must be 0 or more\n",
     "strategy=multikrum strategy.num_nodes_to_select=5": "strategy.num_nodes_to_select=5: must be between 1",
     "strategy=fedtrimmedavg strategy.beta=0.2": "strategy=fedtrimmedavg with strategy.beta=0.2 cuts off less",
