@@ -12,7 +12,7 @@ PERSONAL = "personal/"
 
 
 class PersonalRule(LocalRule):
-    """Client half of a method with models ``w``, which is averaged, and ``v_i``, which never leaves client ``i``.
+    """Client half of a method with two models: ``w`` is averaged, and ``v_i`` never leaves client ``i``.
 
     Both move in the same steps, on the same batches. Each has buffers of its own, such as running statistics.
     A client's own model starts at the first model that it receives, and does not change in rounds in which

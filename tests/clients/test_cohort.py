@@ -51,7 +51,12 @@ def cluster_prototypes(received):
 
 SENT = {strategies.FedProtoRule: global_prototypes, strategies.FPLRule: cluster_prototypes}
 """Rule to a function from the received parameters to the records that are sent with them."""
-ROUNDING = {strategies.MoonRule: 1e-5, strategies.FedProtoRule: 1e-5, strategies.FPLRule: 1e-4}
+ROUNDING = {
+    strategies.MoonRule: 1e-5,
+    strategies.FedProtoRule: 1e-5,
+    strategies.FPLRule: 1e-4,
+    strategies.FedBNRule: 1e-5,
+}
 """Tolerance in float32 where terms divide by lengths and small temperatures, or representations are sent:
 one client alone is about as far from float64."""
 
@@ -60,6 +65,7 @@ MODELS = {
     "mlp": lambda: MLP((1, 16, 16), 4, hidden=(12, 8)),
     "cnn": lambda: CNN((1, 16, 16), 4),
 }
+NORMED = {"normed": lambda: MLP((1, 16, 16), 4, hidden=(12, 8), norm="layer")}
 OPTIMIZERS = {
     "sgd": SGD(),
     "momentum": SGD(momentum=0.9, weight_decay=0.01, nesterov=True),
@@ -78,7 +84,7 @@ class Case:
     def __init__(self, rule, model, optimizer, dtype):
         torch.manual_seed(0)
         self.rule, self.optimizer = rule, OPTIMIZERS[optimizer]
-        self.model = Stateless(MODELS[model]().to(dtype))
+        self.model = Stateless((MODELS | NORMED)[model]().to(dtype))
         self.received = self.model.initial()
         self.data = [
             {
@@ -233,6 +239,8 @@ def test_rules_are_found():
 def test_a_cohort_trains_as_its_clients_do_one_by_one(rule, model, optimizer, dtype):
     if rule.cuts_model and model == "linear":
         model = "mlp"  # a linear model is nothing but a head
+    if rule.needs_norms:
+        model = "normed"
     if rule.sgd_only and optimizer == "adam":
         optimizer = "momentum"
     float32 = ROUNDING.get(rule, 1e-6)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Context
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -50,7 +50,8 @@ class Quadratics:
     """Clients ``1/2 a (w - b)^2``, their start, and how they train.
 
     ``a`` and ``b`` have shape (clients, dim), the first half of ``dim`` being the body's. ``rows`` is what
-    each client counts for; it sees its one row in each of ``steps`` (a number, or one a client).
+    each client counts for; it sees its one row in each of ``steps`` (a number, or one a client), in as many
+    ``copies`` as asked for.
     """
 
     a: np.ndarray
@@ -60,6 +61,7 @@ class Quadratics:
     steps: tuple | int = 3
     lr: float = 0.1
     optimizer: SGD = field(default_factory=SGD)
+    copies: int = 1
 
     @property
     def taken(self):
@@ -72,29 +74,29 @@ class Quadratics:
     def initial(self):
         return record({k: p.detach() for k, p in self.module().named_parameters()})
 
+    def data(self, node):
+        rows = {"a": torch.tensor(self.a[[node]]), "b": torch.tensor(self.b[[node]])}
+        rows |= {"x": torch.zeros(1, 1).double(), "weight": torch.ones(1).double()}
+        return {k: v.repeat_interleave(self.copies, dim=0) for k, v in rows.items()}
+
+    def plan(self, steps):
+        return [np.arange(self.copies)] * steps
+
     def app(self, rule):
         client = RuleClient(rule, self.module(), loss, optimizer=self.optimizer)
         app = ClientApp()
 
-        def data(context):
-            node = int(context.node_config["partition-id"])
-            rows = {"a": torch.tensor(self.a[node : node + 1]), "b": torch.tensor(self.b[node : node + 1])}
-            return node, rows | {
-                "x": torch.zeros(1, 1, dtype=torch.float64),
-                "weight": torch.ones(1).double(),
-            }
-
         @app.train()
         def train(message, context):
-            node, rows = data(context)
-            plan = [np.array([0])] * self.taken[node]
-            return client.train(message, context, rows, plan, self.lr, weight=self.rows[node])
+            node = int(context.node_config["partition-id"])
+            plan = self.plan(self.taken[node])
+            return client.train(message, context, self.data(node), plan, self.lr, weight=self.rows[node])
 
         self.clients = client
         return app
 
     def grid(self, rule):
-        """An engine; ``grid.states`` has what each client keeps."""
+        """An engine; ``grid.state_of`` has what each client keeps."""
         app = self.app(rule)
         return SerialGrid(lambda: app, [1] * len(self.a))
 
@@ -113,7 +115,18 @@ class Quadratics:
                 replies = grid.send_and_receive(messages)
             arrays = strategy.aggregate_train(t, replies)[0]
             trace.append(vector(arrays))
+        self.arrays = arrays
         return np.array(trace), grid
+
+    def predicted(self, strategy, grid, node):
+        """Parameters with which a client predicts after :meth:`run`, fine-tuned where the rule says."""
+        messages = strategy.configure_evaluate(1, self.arrays, ConfigRecord(), grid)
+        (message,) = [m for m in messages if m.metadata.dst_node_id == 1000 + node]
+        context = Context(1, 1000 + node, {"partition-id": node}, grid.state_of(node), {})
+        predict = self.clients.predictor(
+            message, context, self.data(node), lambda tune: self.plan(tune.epochs or tune.steps), self.lr
+        )
+        return predict({"x": torch.zeros(1, 1).double()})[0].numpy()
 
     # --- by hand -------------------------------------------------------------------------------------
 
@@ -136,7 +149,7 @@ class Quadratics:
 
 def vector(arrays):
     """Arrays ``body.w`` and ``head.w`` (those that are there) as one vector."""
-    return np.concatenate([arrays[k].numpy() for k in sorted(arrays)])
+    return np.concatenate([arrays[k].numpy() for k in sorted(arrays)] or [np.zeros(0)])
 
 
 def two_clients(**options):
@@ -148,6 +161,16 @@ def two_clients(**options):
     }
     return Quadratics(**{**given, **options})
 
+
+def four_clients(**options):
+    """Four that differ, for rounds in which some are left out."""
+    rng = np.random.default_rng(0)
+    given = {"a": rng.uniform(0.5, 1.5, (4, 4)), "b": rng.normal(size=(4, 4)), "start": rng.normal(size=4)}
+    return Quadratics(**{**given, "rows": (1, 2, 1, 3), **options})
+
+
+SOME = [[0, 2], [1], [0, 1, 3]]
+"""Clients of three rounds."""
 
 SERVER = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
 """Options of Flower's strategies that let the engine choose the clients."""
