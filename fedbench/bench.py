@@ -269,8 +269,13 @@ def _check_rule(config: DictConfig, spec: ClientSpec) -> None:
             f"strategy={name} is derived for SGD, but client.optimizer={spec.training.optimizer}; "
             "set client.optimizer=sgd"
         )
+    model = Stateless(spec.model())
+    if rule.needs_norms and not model.norms:
+        raise NotApplicable(
+            f"strategy={name} keeps normalisation layers with the clients, but client={config.choices.client} "
+            "has none; set client.model.norm=batch, or layer"
+        )
     if rule.cuts_model:
-        model = Stateless(spec.model())
         if not model.head or model.head == set(model.shared):
             raise NotApplicable(
                 f"strategy={name} cuts a model into body and head, but client={config.choices.client} has no "
