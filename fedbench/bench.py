@@ -269,18 +269,17 @@ def _check_rule(config: DictConfig, spec: ClientSpec) -> None:
             f"strategy={name} is derived for SGD, but client.optimizer={spec.training.optimizer}; "
             "set client.optimizer=sgd"
         )
-    model = Stateless(spec.model())
+    model, client = Stateless(spec.model()), config.choices.client
     if rule.needs_norms and not model.norms:
         raise NotApplicable(
-            f"strategy={name} keeps normalisation layers with the clients, but client={config.choices.client} "
-            "has none; set client.model.norm=batch, or layer"
+            f"strategy={name} keeps normalisation layers with the clients, but client={client} has none; "
+            "set client.model.norm=batch, or layer"
         )
-    if rule.cuts_model:
-        if not model.head or model.head == set(model.shared):
-            raise NotApplicable(
-                f"strategy={name} cuts a model into body and head, but client={config.choices.client} has no "
-                f"{'body below its' if model.head else 'layer called'} head; choose a client such as mlp"
-            )
+    if rule.cuts_model and (not model.head or model.head == set(model.shared)):
+        raise NotApplicable(
+            f"strategy={name} cuts a model into body and head, but client={client} has no "
+            f"{'body below its' if model.head else 'layer called'} head; choose a client such as mlp"
+        )
 
 
 def _check_attack(config: DictConfig, spec: ClientSpec) -> None:
