@@ -1,10 +1,10 @@
 """Eight base methods with and without GGEUR, in the shape of the tables of GGEUR's paper.
 
 FedAvg, FedProx, SCAFFOLD, MOON, FedDyn, FedOpt (server Adam), FedProto (with averaged models, so that there
-is a model to test on every domain) and FedNTD, each plain and aligned: label skew on Fashion-MNIST, domain
-skew and both skews on digits4 and Office-Caltech-10. Columns by domain, AVG and STD over domains (ddof 0);
-mean of the last five rounds, mean and standard deviation over three seeds; methods at their papers' default
-strengths, none tuned. Writes ``benchmarks/results/strategies_*.md`` and ``.csv``.
+is a model to test on every domain) and FedNTD, each plain and aligned: label skew on Fashion-MNIST (14 x 14
+pixels), domain skew and both skews on digits4 and Office-Caltech-10. Columns by domain, AVG and STD over
+domains (ddof 0); mean of the last five rounds, mean and standard deviation over three seeds; every method as
+its configuration has it, tuned for none of these data. Writes ``benchmarks/results/strategies_*``.
 
     python benchmarks/strategy_table.py                        # all: about half an hour on two quiet cores
     python benchmarks/strategy_table.py digits4

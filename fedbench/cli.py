@@ -21,11 +21,12 @@ examples:
   fedbench run scenario=domain_skew strategy=ggeur       one method
   fedbench run scenario=label_skew scenario.alpha=0.1 data=fashion_mnist strategy=fedavg client=cnn rounds=10
   fedbench run -m strategy=fedavg,ggeur seed=0,1,2       every combination, mean and deviation over seeds
-  fedbench run strategy=fedprox align=ggeur              GGEUR around any strategy
+  fedbench run strategy=scaffold align=ggeur             GGEUR around any strategy
+  fedbench run strategy=krum attack=sign_flip            a robust strategy against attackers
   fedbench run experiment=ggeur_e1                       a preset with its own sweep
 
-common keys: scenario, data, data.root, client, features, strategy, align, engine, rounds, seed, run_dir,
-experiment; `fedbench list` shows every choice, `--cfg` the whole configuration.
+common keys: scenario, data, data.root, client, features, strategy, align, attack, privacy, engine, rounds,
+seed, run_dir, experiment; `fedbench list` shows every choice, `--cfg` the whole configuration.
 """
 
 

@@ -64,6 +64,16 @@ def test_a_method_trains_and_goes_on_after_an_interruption_as_if_there_had_been_
     assert rows[0] == rows[1]
 
 
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"ggeur"}))
+def test_ggeur_goes_around_it(strategy, tmp_path):
+    config = config_of(
+        strategy, "align=ggeur", "align.own=60", "align.foreign=5", "client.steps=2", "rounds=1"
+    )
+    summary = run(config, tmp_path / "run")
+    assert (summary["status"], summary["label"]) == ("completed", f"{strategy}+ggeur")
+    assert summary["client_metrics"]["query.ggeur_deliver/ggeur_synthetic"] > 100
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("strategy", ["scaffold", "ggeur"])
