@@ -111,12 +111,10 @@ def alone(case, node, steps):
     return Quadratics(case.a[[node]], case.b[[node]], case.start, rows=(1,), steps=steps).sgd(0, case.start)
 
 
-@pytest.mark.parametrize(
-    "strategy", [Ditto(**SERVER), APFL(**SERVER), APFL(adaptive=True, **SERVER)], ids=str
-)
-def test_the_common_model_is_fedavgs(strategy):
+@pytest.mark.parametrize("name", ["ditto", "apfl", "apfl adaptive"])
+def test_the_common_model_is_fedavgs(name):
     case = two_clients()
-    np.testing.assert_allclose(case.run(strategy)[0], plain(case), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(case.run(METHODS[name]())[0], plain(case), rtol=0, atol=1e-12)
 
 
 def test_without_a_pull_dittos_model_trains_alone():
