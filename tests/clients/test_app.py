@@ -13,12 +13,24 @@ from clients.models.mlp import MLP
 from clients.tasks.classification import Classification
 from clients.training import Training, evaluate
 from fedbench.engine.grid import identify_as_server
-from strategies import DataRule, LocalRule, Round, StrategyError, Upload
+from strategies import (
+    DataRule,
+    FedAvgFTRule,
+    FedBNRule,
+    FedPerRule,
+    LGFedAvgRule,
+    LocalOnlyRule,
+    LocalRule,
+    Round,
+    StrategyError,
+    Upload,
+)
 from strategies.client import record, train_client
 from strategies.functional import Stateless
 from strategies.seeding import generator
 
 FEATURES, CLASSES = 6, 3
+NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -87,8 +99,9 @@ class Clients:
         content = RecordDict({"arrays": arrays or self.initial, "config": config, **records})
         return self.ask(node, "train", content).content
 
-    def evaluate(self, node=0, arrays=None):
-        content = RecordDict({"arrays": arrays or self.initial, "config": ConfigRecord()})
+    def evaluate(self, node=0, arrays=None, **config):
+        arrays = self.initial if arrays is None else arrays
+        content = RecordDict({"arrays": arrays, "config": ConfigRecord(config)})
         return dict(self.ask(node, "evaluate", content).content["metrics"])
 
 
@@ -308,6 +321,63 @@ def test_an_evaluation_message_is_answered_with_sums():
 def test_evaluation_is_without_dropout():
     clients = Clients(spec(model=DropoutNet))
     assert clients.evaluate() == clients.evaluate()
+
+
+# --- clients with models of their own ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_rule_may_have_its_model_tuned_on_the_training_rows_before_it_predicts(epochs):
+    """With batches of their own, and the optimiser and the rate of the round."""
+    wanted = spec(rule=FedAvgFTRule(), training=Training(lr=0.1, lr_decay=0.5, batch_size=4, momentum=0.9))
+    clients, model, rows = Clients(wanted), Stateless(mlp()), SPLITS[1].train
+    got = clients.evaluate(1, **{"fine-tune-epochs": epochs, "server-round": 3})
+    plan = replace(wanted.training, epochs=epochs).plan(len(rows), generator(5, "fine-tune", 3, 1))
+    now = Round(
+        model=model,
+        task_loss=wanted.task.loss,
+        received=model.initial(),
+        trainable=model.trainable,
+        data=wanted.task.gather(wanted.arrays, rows) | {"weight": torch.ones(len(rows))},
+        steps=len(plan),
+        optimizer=wanted.training.build_optimizer(),
+        lr=0.1 * 0.5**2,
+    )
+    tuned = record(train_client(LocalRule(), now, plan)[0])
+    assert len(plan) == 6 * epochs
+    assert got == Clients(spec()).evaluate(1, tuned) != Clients(spec()).evaluate(1)
+    assert clients.states[1] == RecordDict()
+    assert clients.evaluate(1, **{"fine-tune-epochs": 0}) == Clients(spec()).evaluate(1)
+
+
+def normed():
+    torch.manual_seed(3)
+    return MLP((FEATURES,), CLASSES, hidden=(8,), norm="batch")
+
+
+OWN = {
+    FedPerRule: {"head.weight", "head.bias"},
+    LGFedAvgRule: {f"body.0.{k}" for k in ("weight", "bias")} | {f"body.1.{k}" for k in NORM},
+    FedBNRule: {f"body.1.{k}" for k in NORM},
+    LocalOnlyRule: set(Stateless(normed()).shared),
+}
+
+
+@pytest.mark.parametrize("rule", OWN)
+def test_a_client_predicts_with_its_own_part_of_the_model_and_the_averaged_rest(rule):
+    wanted = spec(rule=rule(), model=normed)
+    clients, plain = Clients(wanted), Clients(spec(model=normed))
+    sent = clients.train(1)["arrays"]
+    trained = plain.train(1)["arrays"]
+    kept = clients.states[1].array_records["local-rule-kept"]
+    assert set(kept) == OWN[rule] == set(trained) - set(sent)
+    assert raw(sent) | raw(kept) == raw(trained)
+    averaged = {k: Array(v.numpy() + 0.1) for k, v in sent.items()}
+    merged = ArrayRecord({k: averaged.get(k, v) for k, v in trained.items()})
+    assert clients.evaluate(1, ArrayRecord(averaged)) == plain.evaluate(1, merged)
+    # A client that joins late has its own part as its module was made.
+    initial = ArrayRecord({k: averaged.get(k, v) for k, v in clients.initial.items()})
+    assert clients.evaluate(0, ArrayRecord(averaged)) == plain.evaluate(0, initial)
 
 
 # --- data rules ----------------------------------------------------------------------------------

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,11 @@ from clients.models.resnet18 import ResNet18
 MODELS = {
     "linear": Linear,
     "mlp": MLP,
+    "mlp batch": partial(MLP, norm="batch"),
+    "mlp layer": partial(MLP, norm="layer"),
     "cnn": CNN,
+    "cnn batch": partial(CNN, norm="batch"),
+    "cnn layer": partial(CNN, norm="layer"),
     "resnet18 group": ResNet18,
     "resnet18 batch": lambda shape, classes: ResNet18(shape, classes, norm="batch"),
     "resnet18 large": lambda shape, classes: ResNet18(shape, classes, small_images=False),
@@ -53,6 +59,53 @@ def test_shapes_may_be_lists(model):
 )
 def test_number_of_parameters(model, parameters):
     assert size(model) == parameters
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+@pytest.mark.parametrize("model", [partial(MLP, hidden=(8, 6)), CNN], ids=["mlp", "cnn"])
+def test_norms_are_added_to_the_same_weights(model, norm):
+    """A layer before each ReLU, and every other tensor as it is without, to the bit."""
+
+    def made(**options):
+        torch.manual_seed(0)
+        return model((1, 16, 16), 3, **options)
+
+    plain, normed = made(), made(norm=norm)
+    kinds = {"none": (), "batch": (nn.BatchNorm1d, nn.BatchNorm2d), "layer": (nn.LayerNorm, nn.GroupNorm)}
+    norms = {k: m for k, m in normed.named_modules() if isinstance(m, kinds[norm])}
+    assert len(norms) == (0 if norm == "none" else 2 if model is not CNN else 4)
+    others = {k: v for k, v in normed.state_dict().items() if k.rpartition(".")[0] not in norms}
+    assert [tuple(v.shape) for v in others.values()] == [tuple(v.shape) for v in plain.state_dict().values()]
+    assert all(map(torch.equal, others.values(), plain.state_dict().values()))
+    if norm == "none":
+        assert list(others) == list(plain.state_dict())
+
+
+def test_weights_of_the_small_models_have_the_names_that_they_always_had():
+    layers = {MLP: ["body.0", "head"], CNN: ["conv1", "conv2", "fc1", "fc2", "head"]}
+    for model, names in layers.items():
+        assert list(model((1, 16, 16), 3).state_dict()) == [
+            f"{n}.{k}" for n in names for k in ("weight", "bias")
+        ]
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+@pytest.mark.parametrize("model", [MLP, CNN])
+def test_norms_come_before_each_relu(model, norm):
+    """So what a ReLU is given has mean 0 and variance 1: over the batch, or in each example."""
+    torch.manual_seed(0)
+    seen = []
+    made = model((1, 16, 16), 3, norm=norm)
+    axes = {"BatchNorm1d": 0, "BatchNorm2d": (0, 2, 3), "LayerNorm": 1, "GroupNorm": (1, 2, 3)}
+    for layer in made.modules():
+        if type(layer).__name__ in axes:
+            axis = axes[type(layer).__name__]
+            layer.register_forward_hook(lambda _, __, out, axis=axis: seen.append((out, axis)))
+    made(3 + 2 * torch.randn(16, 1, 16, 16))
+    for out, axis in seen:
+        assert out.mean(axis).abs().max() < 1e-4
+        assert (out.var(axis, unbiased=False) - 1).abs().max() < 0.01
+    assert len(seen) == (1 if model is MLP else 4)
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])

@@ -50,6 +50,7 @@ MISTAKES = {
     "engine=ray engine.workers=x": "engine.workers=x: must be a whole number or null\n",
     "engine=ray engine.gpus_per_worker=x": "engine.gpus_per_worker=x: must be a number\n",
     "client.model.hidden=[a]": "client.model.hidden=['a']: must be a list of whole numbers\n",
+    "client.model.norm=group": "client.model.norm=group: must be one of none, batch, layer\n",
     "client.model._target_=no.Where": "client.model._target_: cannot load 'no.Where' (No module named 'no')",
     # ranges
     "data=digits scenario.test_fraction=0": "scenario.test_fraction=0: leaves some domain without test rows",

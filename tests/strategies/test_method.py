@@ -113,6 +113,18 @@ def test_the_callers_config_is_left_alone():
     assert dict(config) == {"mine": 2}
 
 
+def test_clients_may_differ_in_the_domains_that_they_report():
+    identify_as_server()
+    given = []
+    for node, told in enumerate(({"val_correct": 2.0, "test@0_correct": 1.0}, {"val_correct": 5.0})):
+        metrics = MetricRecord({"num-examples": 1 + node, **told})
+        question = Message(RecordDict(), 1000 + node, "evaluate")
+        given.append(Message(RecordDict({"metrics": metrics}), reply_to=question))
+    assert dict(Method().aggregate_evaluate(1, given)) == pytest.approx({"val_correct": 4.0})
+    assert "test@0_correct" in given[0].content["metrics"]
+    assert Method().aggregate_evaluate(1, []) is None
+
+
 class OneNode:
     def get_node_ids(self):
         identify_as_server()

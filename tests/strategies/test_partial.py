@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
-from quadratic import SERVER, SOME, Quadratics, four_clients, two_clients, vector
+from quadratic import SERVER, SOME, Quadratics, Two, Vector, four_clients, two_clients, vector
 
 from clients.models.mlp import MLP
+from fedbench.engine.grid import payload_bytes
 from strategies import (
     SGD,
     FedAvgFT,
@@ -22,7 +24,7 @@ from strategies import (
     Round,
     StrategyError,
 )
-from strategies.client import KEPT
+from strategies.client import KEPT, record
 from strategies.functional import Stateless
 
 BODY, HEAD, ALL, NOTHING = slice(0, 2), slice(2, 4), slice(0, 4), slice(0, 0)
@@ -108,6 +110,72 @@ def test_a_lone_client_is_plain_training(method):
     np.testing.assert_allclose(predicted, plain[-1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", PARTS)
+def test_only_what_is_averaged_is_sent(method):
+    """Once everybody has the initial model: numbers in float64, beside what FedAvg sends with them."""
+    case, shared = two_clients(), PARTS[method][0]
+
+    def sent(strategy, rule):
+        _, grid = case.run(strategy, rule, rounds=2)
+        messages = list(strategy.configure_train(3, case.arrays, ConfigRecord(), grid))
+        replies = grid.send_and_receive(messages)
+        arrays = [{"arrays": m.content["arrays"]} for m in (messages[0], replies[0])]
+        return [payload_bytes(RecordDict(each)) for each in arrays]
+
+    saved = 8 * (4 - (shared.stop - shared.start))
+    plain = sent(FedAvg(**SERVER), LocalRule())
+    assert sent(made(method), method.client_half()) == [plain[0] - saved, plain[1] - saved]
+
+
+def test_flowers_own_loop_runs_where_nothing_is_averaged():
+    case = two_clients()
+    strategy = LocalOnly(**SERVER, fraction_evaluate=0.0)
+    grid = case.grid(strategy.client_half())
+    result = strategy.start(grid, case.initial(), num_rounds=3)
+    assert dict(result.arrays) == {}
+    _, own = by_hand(LocalOnly, case, 3)
+    for node in (0, 1):
+        kept = vector(grid.state_of(node).array_records[KEPT])
+        np.testing.assert_allclose(kept, own[node], rtol=0, atol=1e-10)
+
+
+class Elsewhere(Quadratics):
+    """Clients in processes of their own, whose modules are made with weights of their own."""
+
+    def module(self):
+        return Two([7.0, 7.0], [7.0, 7.0])
+
+    def initial(self):
+        return record({k: p.detach() for k, p in super().module().named_parameters()})
+
+
+@pytest.mark.parametrize("method", [*PARTS, FedBABU])
+def test_clients_of_round_1_start_at_the_common_weights_whatever_their_modules_hold(method):
+    case = two_clients()
+    elsewhere = Elsewhere(case.a, case.b, case.start)
+    got, _ = elsewhere.run(made(method))
+    np.testing.assert_array_equal(got, case.run(made(method))[0])
+
+
+def test_fedbabus_late_clients_have_the_common_head_too():
+    case = two_clients()
+    elsewhere, chosen = Elsewhere(case.a, case.b, case.start), [[0], [1]]
+    got, _ = elsewhere.run(FedBABU(**SERVER), rounds=2, chosen=chosen)
+    np.testing.assert_array_equal(got, case.run(FedBABU(**SERVER), rounds=2, chosen=chosen)[0])
+
+
+def test_fedper_serves_each_client_where_one_model_cannot_serve_both():
+    """They agree on the body, and each wants a head of its own."""
+    case = two_clients(b=np.array([[1.0, -2.0, 0.5, 3.0], [1.0, -2.0, 2.0, -0.5]]))
+    strategy = FedPer(**SERVER)
+    _, grid = case.run(strategy, rounds=100)
+    predicted = [case.predicted(strategy, grid, node) for node in (0, 1)]
+    np.testing.assert_allclose(predicted, case.b, rtol=0, atol=1e-6)
+    plain, _ = case.run(FedAvg(**SERVER), LocalRule(), rounds=100)
+    for node in (0, 1):
+        assert np.abs(plain[-1] - case.b[node]).max() > 0.1
+
+
 # --- FedRep's phases -----------------------------------------------------------------------------
 
 
@@ -183,6 +251,29 @@ def test_fine_tuning_starts_at_fedavgs_model_and_leaves_it_alone():
 def test_a_model_without_norms_has_nothing_for_fedbn_to_keep():
     with pytest.raises(StrategyError, match=r"the model has none.*client\.model\.norm=batch"):
         two_clients().run(FedBN(**SERVER), rounds=1)
+
+
+class VectorNorm(Vector):
+    """Counts as a normalisation layer by its name."""
+
+
+class Normed(Quadratics):
+    def module(self):
+        two = super().module()
+        two.body = VectorNorm(self.start[BODY].tolist())
+        return two
+
+
+@pytest.mark.parametrize("chosen", [None, SOME])
+def test_fedbn_keeps_what_normalises_and_averages_the_rest(chosen):
+    """Where the body is all that normalises, as LG-FedAvg does."""
+    four = four_clients()
+    case, strategy = Normed(four.a, four.b, four.start, four.rows), FedBN(**SERVER)
+    got, grid = case.run(strategy, chosen=chosen)
+    want, own = by_hand(LGFedAvg, case, 3, chosen)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
+    for node in range(4):
+        np.testing.assert_allclose(case.predicted(strategy, grid, node), own[node], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
