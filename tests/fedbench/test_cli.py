@@ -77,7 +77,8 @@ def test_list_shows_every_choice_with_its_description(capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     assert [line for line in out.splitlines() if not line.startswith(" ")] == [
-        "scenario", "data", "features", "client", "align", "strategy", "attack", "privacy", "engine", "experiment",
+        "scenario", "data", "features", "client", "align",
+        "strategy", "attack", "privacy", "engine", "experiment",
     ]  # fmt: skip
     assert "_training" not in out
 
