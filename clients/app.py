@@ -138,7 +138,7 @@ class _Node:
 
     def plan(self, training: Training, rows: int, purpose: str, *keys: int) -> Plan:
         """Batches of one purpose, such as a round."""
-        smallest = 2 if self.client.model.has_batch_norm else 1
+        smallest = 2 * self.spec.rule.parts if self.client.model.has_batch_norm else 1
         return training.plan(rows, generator(self.spec.seed, purpose, *keys), smallest)
 
     def train(self, message: Message, context: Context) -> Message:

@@ -156,6 +156,8 @@ class LocalRule:
     """Whether the method needs a model with a body and, as its last layer, a ``head``."""
     needs_norms: ClassVar[bool] = False
     """Whether the method needs a model with normalisation layers."""
+    parts: ClassVar[int] = 1
+    """Into how many parts, at most, the method splits a batch; BatchNorm needs two rows in each."""
 
     def keep(self, received: Params) -> Params:  # noqa: ARG002 - part of the contract
         """Tensors that a client keeps before its first round (zero control variates, say)."""

@@ -39,6 +39,8 @@ class PerFedAvgRule(LocalRule):
     statistics.
     """
 
+    parts = 3
+
     def direction(
         self, params: Params, moving: frozenset[str], batch: Batch, round: Round
     ) -> tuple[Params, Tensor]:

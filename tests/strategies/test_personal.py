@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from flwr.serverapp.strategy import FedAvg
-from quadratic import SERVER, SOME, Quadratics, four_clients, two_clients, vector
-from torch.func import functional_call, grad
+from quadratic import SERVER, SOME, Quadratics, four_clients, loss, two_clients, vector
+from torch.func import functional_call, grad, vmap
 
 from clients.models.mlp import MLP
 from strategies import (
@@ -20,8 +20,8 @@ from strategies import (
     StrategyError,
     weighted_cross_entropy,
 )
-from strategies.client import KEPT
-from strategies.functional import Stateless
+from strategies.client import KEPT, train_client
+from strategies.functional import Stateless, backpropagate, differentiate_functionally
 from strategies.local import part
 from strategies.personal import PERSONAL
 
@@ -142,6 +142,14 @@ def test_a_strong_pull_holds_pfedmes_models_at_the_common_one():
         np.testing.assert_allclose(case.predicted(strategy, grid, node), case.start, atol=1e-2)
 
 
+def test_a_first_inner_step_of_pfedme_is_sgd_at_the_product_of_its_rates():
+    """One batch, one inner step: ``w - lr * lam * personal_lr * gradient``."""
+    case = two_clients(steps=1)
+    got, _ = case.run(PFedMe(lam=4.0, inner_steps=1, personal_lr=0.05, **SERVER), rounds=1)
+    want = plain(two_clients(steps=1, lr=case.lr * 4.0 * 0.05), rounds=1)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+
+
 # --- Per-FedAvg ----------------------------------------------------------------------------------
 
 
@@ -200,6 +208,182 @@ def test_hf_is_the_gradient_through_the_clients_own_step():
     want = grad(after_a_step)(params)
     for k in params:
         torch.testing.assert_close(got[k], want[k], rtol=0, atol=1e-7)
+
+
+# --- what the methods are for: fixed points ------------------------------------------------------
+
+
+def test_dittos_models_settle_between_own_optimum_and_common_model():
+    case, strategy = two_clients(steps=1, lr=0.5), Ditto(lam=0.7, **SERVER)
+    got, grid = case.run(strategy, rounds=60)
+    for node in (0, 1):
+        between = (case.a[node] * case.b[node] + 0.7 * got[-1]) / (case.a[node] + 0.7)
+        np.testing.assert_allclose(case.predicted(strategy, grid, node), between, rtol=0, atol=1e-8)
+
+
+def test_pfedme_minimises_the_mean_of_the_moreau_envelopes():
+    """An envelope of a quadratic has curvature ``lam a / (lam + a)``."""
+    case, lam = two_clients(steps=1, lr=0.8), 2.0
+    strategy = PFedMe(lam=lam, inner_steps=5, personal_lr=0.3, **SERVER)
+    got, grid = case.run(strategy, rounds=60)
+    curvature = lam * case.a / (lam + case.a)
+    optimum = (curvature * case.b).sum(0) / curvature.sum(0)
+    np.testing.assert_allclose(got[-1], optimum, rtol=0, atol=1e-8)
+    for node in (0, 1):
+        nearest = (case.a[node] * case.b[node] + lam * optimum) / (case.a[node] + lam)
+        np.testing.assert_allclose(case.predicted(strategy, grid, node), nearest, rtol=0, atol=1e-8)
+
+
+def test_hf_minimises_the_loss_after_a_step_and_fo_and_fedavg_do_not():
+    case, alpha = two_clients(steps=1, copies=3, lr=1.0), 0.4
+    curvature = case.a * (1 - alpha * case.a) ** 2
+    optimum = (curvature * case.b).sum(0) / curvature.sum(0)
+    ends = {v: case.run(PerFedAvg(variant=v, alpha=alpha, **SERVER), rounds=90)[0][-1] for v in ("hf", "fo")}
+    np.testing.assert_allclose(ends["hf"], optimum, rtol=0, atol=1e-8)
+    assert np.abs(ends["fo"] - optimum).max() > 0.05
+    assert np.abs(plain(case, rounds=40)[-1] - optimum).max() > 0.05
+
+
+@pytest.mark.parametrize(("adaptive", "lr"), [(False, 1.0), (True, 0.5)])
+def test_apfls_mixtures_reach_their_clients_optima(adaptive, lr):
+    """At a rate of 1, a share that adapts falls to 0 and stays there."""
+    case, strategy = two_clients(steps=1, lr=lr), APFL(alpha=0.7, adaptive=adaptive, **SERVER)
+    _, grid = case.run(strategy, rounds=150)
+    for node in (0, 1):
+        np.testing.assert_allclose(case.predicted(strategy, grid, node), case.b[node], rtol=0, atol=1e-8)
+
+
+# --- parts of a batch, running statistics, cohorts -----------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [7, 3, 1])
+def test_perfedavg_deals_the_rows_of_a_batch_out(rows):
+    """Rows 0, k, ... for a client's own step, 1, k + 1, ... after it, 2, k + 2, ... for the Hessian."""
+    rng, alpha = np.random.default_rng(rows), 0.3
+    a, b, w = rng.uniform(0.5, 1.5, (rows, 4)), rng.normal(size=(rows, 4)), rng.normal(size=4)
+
+    def slope(part, at):
+        return (a[part] * (at - b[part])).mean(0) if len(a[part]) else np.zeros(4)
+
+    batch = {"a": torch.tensor(a), "b": torch.tensor(b), "x": torch.zeros(rows, 1).double()}
+    batch["weight"] = torch.ones(rows).double()
+    for variant, parts in (("fo", 2), ("hf", 3)):
+        first, second, third = (slice(i, None, parts) for i in range(3))
+        want = slope(second, w - alpha * slope(first, w))
+        if variant == "hf":
+            want = want - alpha * (slope(third, want) - slope(third, 0 * want))
+        case = two_clients(start=w)
+        model = Stateless(case.module())
+        settings = PerFedAvg(variant=variant, alpha=alpha).settings
+        now = Round(model, loss, model.initial(), model.trainable, config=settings)
+        got, _ = PerFedAvgRule().direction(now.received, model.trainable, batch, now)
+        got = np.concatenate([got[k].numpy() for k in sorted(got)])
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
+
+
+def normed_round(strategy, lr=0.1):
+    torch.manual_seed(0)
+    model = Stateless(MLP((3,), 3, hidden=(4,), norm="batch").double())
+    data = {
+        "x": torch.randn(12, 3).double() + 1,
+        "y": torch.arange(12) % 3,
+        "weight": torch.ones(12).double(),
+    }
+    rule, received = strategy.client_half(), model.initial()
+    now = Round(
+        model,
+        weighted_cross_entropy,
+        received,
+        model.trainable,
+        data=data,
+        kept=rule.keep(received),
+        config=strategy.settings,
+        steps=3,
+        lr=lr,
+    )
+    return rule, now, [np.arange(i, i + 6) for i in (0, 3, 6)]
+
+
+def buffers(params, now):
+    return {k: v for k, v in params.items() if k not in now.trainable}
+
+
+ALIKE = {
+    "ditto": lambda: Ditto(lam=0.0),
+    "apfl own": lambda: APFL(alpha=1.0),
+    "apfl common": lambda: APFL(alpha=0.0),
+}
+"""Limit cases in which both models pass through the same parameters."""
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_each_of_two_models_has_running_statistics_of_its_own(name):
+    """Where both models go the same way, the statistics of both are those of plain training."""
+    rule, now, plan = normed_round(ALIKE[name]())
+    before = {k: v.clone() for k, v in now.received.items()}
+    params, _ = train_client(rule, now, plan)
+    want, _ = train_client(LocalRule(), now, plan)
+    upload = rule.end(params, now)
+    torch.testing.assert_close(upload.arrays, want, rtol=0, atol=1e-12)
+    own = rule.own(upload.kept)
+    torch.testing.assert_close(buffers(own, now), buffers(want, now), rtol=0, atol=1e-12)
+    assert buffers(want, now)
+    assert all(
+        torch.equal(now.received[k], v) and torch.equal(now.kept[PERSONAL + k], v) for k, v in before.items()
+    )
+
+
+def test_pfedme_averages_the_statistics_of_personal_models_as_they_are():
+    rule, now, plan = normed_round(PFedMe(beta=2.0))
+    params, _ = train_client(rule, now, plan)
+    upload = rule.end(params, now)
+    own = buffers(rule.own(upload.kept), now)
+    torch.testing.assert_close(buffers(upload.arrays, now), own, rtol=0, atol=0)
+    assert not any(torch.equal(v, now.received[k]) for k, v in own.items())
+    for k in now.trainable:
+        extrapolated = 2 * params[k] - now.received[k]
+        torch.testing.assert_close(upload.arrays[k], extrapolated, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("strategy", ["perfedavg hf", "apfl adaptive"])
+def test_a_cohort_steps_as_its_clients_do(strategy):
+    """What the contract of rules (tests/clients/test_cohort.py) leaves out: options that are no default."""
+    server = PerFedAvg(variant="hf", alpha=0.3) if "hf" in strategy else APFL(alpha=0.3, adaptive=True)
+    torch.manual_seed(0)
+    model, rule = Stateless(MLP((3,), 3, hidden=(4,)).double()), server.client_half()
+    received = model.initial()
+    kept = [{k: v + 0.1 * torch.randn_like(v) for k, v in rule.keep(received).items()} for _ in range(2)]
+    batches = [
+        {"x": torch.randn(6, 3).double(), "y": torch.arange(6) % 3, "weight": torch.ones(6).double()}
+        for _ in range(2)
+    ]
+    batches[1]["weight"][4:] = 0
+
+    def stepped(kept, batch, differentiate):
+        now = Round(
+            model,
+            weighted_cross_entropy,
+            received,
+            model.trainable,
+            kept=kept,
+            config=server.settings,
+            steps=1,
+            lr=0.1,
+            differentiate=differentiate,
+        )
+        (phase,) = rule.phases(now)
+        return rule.step(rule.begin(now), {}, phase.moving, batch, now)[0]
+
+    def stack(dicts):
+        return {k: torch.stack([d[k] for d in dicts]) for k in dicts[0]}
+
+    together = vmap(lambda *mine: stepped(*mine, differentiate_functionally))(stack(kept), stack(batches))
+    for i in range(2):
+        one = stepped(kept[i], batches[i], backpropagate)
+        assert one.keys() == together.keys()
+        for k, v in one.items():
+            torch.testing.assert_close(together[k][i], v, rtol=0, atol=1e-12)
+            assert k in kept[i] or not torch.equal(v, received[k])
 
 
 # --- mistakes ------------------------------------------------------------------------------------
