@@ -304,21 +304,34 @@ class GGEUR(Strategy):
                     put(f"prototype/{label}/{domain}", merge(own).mean)
             ranks.append(geometry.rank)
             effective.append(geometry.effective_rank)
-        self.diagnostics = {
+        self.diagnostics = self._diagnose(collected, len(by_class), policy) | {
             "ggeur_rank": float(np.mean(ranks)),
             "ggeur_effective_rank": float(np.mean(effective)),
-            "ggeur_foreign": float(policy.foreign),
         }
+        options = self._options(policy, by_class)
+        digest = hashlib.blake2b(repr(sorted(options.items())).encode(), digest_size=16)
+        for key, array in arrays.items():
+            digest.update(key.encode() + array.data)
+        options["hash"] = digest.hexdigest()
+        return RecordDict({PACK: ArrayRecord(arrays), OPTIONS: ConfigRecord(options)})
+
+    def _diagnose(self, collected: _Collected, classes: int, policy: Policy) -> dict[str, float]:
+        """What a report says of the statistics and of what clients make of them."""
+        told = {"ggeur_foreign": float(policy.foreign)}
+        if policy.own is not None:
+            told["ggeur_own"] = float(policy.own)
         if not self.secure:
-            self.diagnostics |= _cell_sizes(statistics, len(by_class))
+            told |= _cell_sizes(collected.statistics, classes)
         if self.mechanism:
-            self.diagnostics |= {
+            told |= {
                 "ggeur_epsilon": self.mechanism.epsilon,
                 "ggeur_delta": self.mechanism.delta,
                 "ggeur_privacy_std": self.mechanism.std,
             }
-        if policy.own is not None:
-            self.diagnostics["ggeur_own"] = float(policy.own)
+        return told
+
+    def _options(self, policy: Policy, by_class: dict[int, list[tuple[int, ClassMoments]]]) -> dict[str, Any]:
+        """What clients need to know for step D."""
         options: dict[str, Any] = {
             "policy": policy.name,
             "own": -1 if policy.own is None else policy.own,
@@ -333,11 +346,7 @@ class GGEUR(Strategy):
         }
         if self.secure or self.mechanism:
             options["quiet"] = True
-        digest = hashlib.blake2b(repr(sorted(options.items())).encode(), digest_size=16)
-        for key, array in arrays.items():
-            digest.update(key.encode() + array.data)
-        options["hash"] = digest.hexdigest()
-        return RecordDict({PACK: ArrayRecord(arrays), OPTIONS: ConfigRecord(options)})
+        return options
 
     def _policy(self, statistics: Statistics, domains: dict[int, str]) -> Policy:
         if self.policy != "auto":

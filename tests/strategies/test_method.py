@@ -14,8 +14,7 @@ from strategies import LocalRule, Method, StrategyError
 from strategies.client import RULE, record
 from strategies.functional import Stateless
 
-# Robust averages are no means; and Flower's q-FedAvg empties the replies that it has read.
-OTHERS = {"qfedavg", "krum", "multikrum", "bulyan", "fedmedian", "fedtrimmedavg"}
+ROBUST = {"krum", "multikrum", "bulyan", "fedmedian", "fedtrimmedavg"}
 SMALL = [
     "data=gaussian_domains", "data.domains=4", "data.dim=8", "data.classes=4", "data.train_per_class=10",
     "data.test_per_class=4", "client.steps=3", "client.batch_size=4", "engine=serial",
@@ -132,7 +131,7 @@ class OneNode:
         return [1000]
 
 
-@pytest.mark.parametrize("name", sorted(set(choices("strategy")) - OTHERS))
+@pytest.mark.parametrize("name", sorted(set(choices("strategy")) - ROBUST))
 def test_no_method_depends_on_the_order_of_replies(name):
     (config,) = plan([*SMALL, f"strategy={name}", *NEEDS.get(name, [])])
     bench = build(config)
@@ -143,8 +142,9 @@ def test_no_method_depends_on_the_order_of_replies(name):
         for t in (1, 2):
             messages = bench.strategy.configure_train(t, arrays, ConfigRecord(), grid)
             answered = list(grid.send_and_receive(messages))
-            backwards, _ = copy.deepcopy(bench.strategy).aggregate_train(t, answered[::-1])
+            # Flower's q-FedAvg empties the replies that it reads.
+            backwards, _ = copy.deepcopy(bench.strategy).aggregate_train(t, copy.deepcopy(answered[::-1]))
             forwards, _ = bench.strategy.aggregate_train(t, answered)
             for k, v in tensors_of(forwards).items():
-                np.testing.assert_allclose(backwards[k].numpy(), v, rtol=1e-3, atol=1e-3)
+                np.testing.assert_allclose(backwards[k].numpy(), v, rtol=1e-5, atol=1e-6)
             arrays = forwards
