@@ -21,18 +21,20 @@ def representations(case, arrays):
     return z, np.concatenate(case.y)
 
 
-def test_training_is_fedavgs():
-    case = skewed()
-    got, grid, _ = case.run(CCVR(**SERVER))
-    plain, _, _ = case.run(FedAvg(**SERVER), LocalRule())
+@pytest.mark.parametrize("chosen", [None, [[0, 2], [1], [1, 2]]], ids=["all", "some"])
+def test_training_is_fedavgs(chosen):
+    case = skewed(3)
+    got, grid, _ = case.run(CCVR(**SERVER), chosen=chosen)
+    plain, _, _ = case.run(FedAvg(**SERVER), LocalRule(), chosen=chosen)
     np.testing.assert_array_equal(got, plain)
     assert not grid.client_states()
 
 
-def test_pooled_statistics_are_those_of_all_rows():
+@pytest.mark.parametrize("chosen", [None, [[0], [2]]], ids=["all trained", "some trained"])
+def test_pooled_statistics_are_those_of_all_rows(chosen):
     case = skewed(3)
     strategy = CCVR(**SERVER)
-    _, grid, arrays = case.run(strategy, rounds=2)
+    _, grid, arrays = case.run(strategy, rounds=2, chosen=chosen)
     pooled = pool(strategy._ask(grid, arrays))
     z, y = representations(case, arrays)
     assert list(pooled) == list(range(CLASSES))

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from flwr.serverapp.strategy import FedProx
+from quadratic import SERVER, SOME, four_clients
 from torch.func import functional_call, grad, vmap
 
 from strategies import FedProxRule, LocalRule, Round, StrategyError
@@ -53,6 +55,23 @@ def test_two_clients_meet_where_the_arithmetic_says():
         np.testing.assert_allclose(local, exact, rtol=0, atol=1e-10)
         w = sum(local) / 2
     assert w == pytest.approx(1.5 + (10 - 1.5) / 3**3, abs=1e-10)
+
+
+@pytest.mark.parametrize("chosen", [None, SOME], ids=["all", "some"])
+def test_rounds_with_flowers_server_half_by_hand(chosen):
+    case, mu, w = four_clients(), 0.6, four_clients().start
+    got, grid = case.run(FedProx(proximal_mu=mu, **SERVER), FedProxRule(), chosen=chosen)
+    for t in range(3):
+        sampled = chosen[t] if chosen else range(4)
+        ends = []
+        for i in sampled:
+            y = w
+            for _ in range(case.taken[i]):
+                y = y - case.lr * (case.gradient(i, y) + mu * (y - w))
+            ends.append(y)
+        w = case.mean(ends, sampled)
+        np.testing.assert_allclose(got[t], w, rtol=0, atol=1e-10)
+    assert not grid.client_states()
 
 
 def test_buffers_are_no_part_of_the_distance():

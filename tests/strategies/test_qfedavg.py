@@ -4,7 +4,7 @@ import torch
 from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import FedAvg, QFedAvg
 from labelled import skewed
-from quadratic import SERVER, two_clients
+from quadratic import SERVER, SOME, four_clients, two_clients
 
 from fedbench.config.compose import plan
 from strategies import LocalRule, QFedAvgRule, qfedavg
@@ -19,12 +19,12 @@ def loss_of(case, client, w):
     return 0.5 * (case.a[client] * (w - case.b[client]) ** 2).sum()
 
 
-def by_hand(case, rounds, q):
+def by_hand(case, rounds, q, chosen=None):
     """Algorithm 2 for quadratics, with ``L`` the inverse of the clients' rate."""
     x, trace = case.start, []
-    for _ in range(rounds):
+    for t in range(rounds):
         total, scale = 0.0, 0.0
-        for i in range(len(case.a)):
+        for i in chosen[t] if chosen else range(len(case.a)):
             loss, delta = loss_of(case, i, x), (x - case.sgd(i, x)) / case.lr
             total = total + loss**q * delta
             scale += q * loss ** (q - 1) * (delta**2).sum() + loss**q / case.lr
@@ -41,6 +41,12 @@ def test_rounds_equal_the_algorithm_by_hand(q, rounds):
     np.testing.assert_allclose(
         got, by_hand(case, rounds, q), rtol=0, atol=1e-8
     )  # Flower adds 1e-10 to losses
+
+
+def test_clients_that_are_left_out_count_for_nothing():
+    case = four_clients()
+    got, _ = case.run(server(case, 0.5), QFedAvgRule(), chosen=SOME)
+    np.testing.assert_allclose(got, by_hand(case, 3, 0.5, SOME), rtol=0, atol=1e-8)
 
 
 def test_q_0_is_fedavg_with_equal_weights():
