@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,8 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from strategies.attacks import Attack
-from strategies.client import RuleClient
+from strategies.client import Answered, Job, RuleClient
+from strategies.cohort import alone_because
 from strategies.functional import Batch
 from strategies.local import Action, DataRule, Examples, FineTune, LocalRule, Round, Upload
 from strategies.seeding import generator, torch_seed
@@ -23,6 +25,9 @@ from strategies.seeding import generator, torch_seed
 from .errors import ClientError
 from .tasks.base import Arrays, Rows, Task
 from .training import Plan, Training, evaluate
+
+_CPU_WIDTH, _CPU_BYTES = 32, 1 << 25
+"""On a CPU, more clients at a time gain nothing once their models have left the caches."""
 
 Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
 """What Flower puts around a handler."""
@@ -143,23 +148,29 @@ class _Node:
 
     def train(self, message: Message, context: Context) -> Message:
         """Answer a training message."""
+        with self.seeded("dropout", round_of(message), partition_of(context)):
+            reply, _ = self.client.train_together([self.job(message, context)])[0]
+        assert reply is not None
+        return reply
+
+    def job(self, message: Message, context: Context) -> Job:
+        """All that a client trains with."""
         node, now = partition_of(context), round_of(message)
         data, weight = self.training_data(node, context)
         training = self.spec.training
         attack = self.spec.attack if node in self.spec.attackers else None
         if attack is not None:
             data = attack.poison(data, self.spec.classes, self.generator("attack data", 0, node))
-        with self.seeded("dropout", now, node):
-            return self.client.train(
-                message,
-                context,
-                data,
-                self.plan(training, len(data["weight"]), "batches", now, node),
-                training.learning_rate(now),
-                weight=weight,
-                generator=self.generator("rule", now, node),
-                corrupt=self.corrupting(attack, now, node) if attack else None,
-            )
+        return Job(
+            message,
+            context,
+            data,
+            self.plan(training, len(data["weight"]), "batches", now, node),
+            training.learning_rate(now),
+            weight=weight,
+            generator=partial(self.generator, "rule", now, node),
+            corrupt=self.corrupting(attack, now, node) if attack else None,
+        )
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Answer an evaluation message: summed metrics on validation and test rows."""
@@ -238,14 +249,50 @@ def round_of(message: Message) -> int:
     return int(config.get("server-round", 1)) if config else 1  # type: ignore[arg-type]
 
 
-def make_client_app(spec: ClientSpec) -> ClientApp:
+class NodeApp(ClientApp):
+    """A ClientApp that can train several of its clients together.
+
+    Parameters
+    ----------
+    node : _Node
+        Resident model and data.
+    """
+
+    def __init__(self, node: _Node) -> None:
+        super().__init__()
+        self._node = node
+
+    @property
+    def width(self) -> int:
+        """Most clients that train together here, by what their models take."""
+        model = self._node.client.model
+        if model.device.type == "cuda":
+            return 128
+        size = sum(v.numel() * v.element_size() for v in model.module.state_dict().values())
+        return max(1, min(_CPU_WIDTH, _CPU_BYTES // max(size, 1)))
+
+    def alone_because(self, *, forced: bool = False) -> str | None:
+        """Why clients train one at a time, if they do; ``forced`` passes over what is a matter of speed."""
+        if self._node.spec.mods:
+            return "the mods of privacy= act on single messages"
+        return alone_because(self._node.client.model, forced=forced)
+
+    def train_together(
+        self, messages: Sequence[Message], contexts: Sequence[Context], *, merge: bool = False
+    ) -> list[Answered]:
+        """Answer training messages of one content; see :meth:`strategies.RuleClient.train_together`."""
+        jobs = [self._node.job(m, c) for m, c in zip(messages, contexts, strict=True)]
+        return self._node.client.train_together(jobs, merge=merge)
+
+
+def make_client_app(spec: ClientSpec) -> NodeApp:
     """A ClientApp with train, evaluate and the data rule's query actions.
 
     It runs in fedbench's engines and under ``flwr run`` alike: all it asks of a context is
     ``node_config["partition-id"]`` and a ``state`` that lasts between rounds.
     """
     node = _Node(spec)
-    app = ClientApp()
+    app = NodeApp(node)
     app.train(mods=list(spec.mods))(node.train)
     app.evaluate()(node.evaluate)
     for name, action in (spec.data_rule.actions() if spec.data_rule else {}).items():

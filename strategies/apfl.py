@@ -104,6 +104,7 @@ class APFL(Method):
     """
 
     client_half = APFLRule
+    only_averages = True
     personal = True
 
     def __init__(self, *, alpha: float = 0.5, adaptive: bool = False, **flower: Any) -> None:

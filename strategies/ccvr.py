@@ -16,11 +16,12 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch.nn import functional
 
+from .arrays import Arrays, numpy_of, record
 from .errors import StrategyError
 from .functional import Params, backpropagate
 from .ggeur.moments import ClassMoments, class_moments, merge, pack_triangle, unpack_triangle
 from .local import LocalRule, Round, Upload
-from .method import Arrays, Method, numpy_of, record
+from .method import Method
 from .optim import SGD
 from .prototypes import representations
 from .seeding import generator
@@ -92,6 +93,7 @@ class CCVR(Method):
     """
 
     client_half = CCVRRule
+    only_averages = True
 
     def __init__(
         self,

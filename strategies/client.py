@@ -12,29 +12,58 @@ Any ClientApp can use it::
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .arrays import record, tensors_of
+from .cohort import CohortTrainer, Member, alike
 from .errors import StrategyError
 from .functional import Batch, Params, Stateless
-from .local import FineTune, LocalRule, Round, Upload
+from .local import FineTune, LocalRule, Plan, Round, Upload
 from .optim import SGD, Optimizer
-
-Plan = Sequence[npt.NDArray[np.int64]]
-"""Row positions of every batch of a round, in order."""
 
 KEPT = "local-rule-kept"
 """Key in a client's state of the tensors that its rule keeps."""
 RULE = "local-rule"
 """Key of the config record in which a reply names the rule that made it."""
+
+
+Answered = tuple[Message | None, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training message and what its client trains on; see :meth:`RuleClient.train`.
+
+    Parameters
+    ----------
+    message, context, data, plan, lr, weight, corrupt
+        As there.
+    generator : callable or None
+        Makes the source of the rule's own draws, which a cohort has no use for.
+    """
+
+    message: Message
+    context: Context
+    data: Mapping[str, Tensor]
+    plan: Plan
+    lr: float
+    weight: int | None = None
+    generator: Callable[[], torch.Generator] | None = None
+    corrupt: Callable[[Upload, Round], Upload] | None = None
+
+    def numbers(self, now: Round, loss: float) -> dict[str, float]:
+        """What every reply reports."""
+        rows = len(now.data["weight"]) if self.weight is None else self.weight
+        return {"num-examples": rows, "train_loss": loss, "local_steps": len(self.plan)}
 
 
 class RuleClient:
@@ -70,6 +99,7 @@ class RuleClient:
         self.model = Stateless(module, inputs, device)
         self.loss = loss
         self.optimizer = optimizer or SGD()
+        self._trainer = CohortTrainer(rule)
 
     def round(
         self,
@@ -88,27 +118,13 @@ class RuleClient:
         StrategyError
             If the message has no record ``arrays``.
         """
-        records = {k: self._tensors(r) for k, r in message.content.array_records.items()}
-        if "arrays" not in records:
-            raise StrategyError(
-                "the message has no record 'arrays'; the strategy's arrayrecord_key must be 'arrays'"
-            )
-        received = self.model.to_device(self.model.initial() | records.pop("arrays"))
-        kept = context.state.array_records.get(KEPT)
-        return Round(
-            model=self.model,
-            task_loss=self.loss,
-            received=received,
-            trainable=self.model.trainable,
-            head=self.model.head,
-            norms=self.model.norms,
+        now = self._opened(message)
+        return replace(
+            now,
             data=self._weighted(data),
-            kept=self.rule.keep(received) if kept is None else self._tensors(kept),
-            sent=records,
-            config=dict(message.content.config_records.get("config", {})),
+            kept=self._kept(context, now.received),
             steps=steps,
             lr=lr,
-            optimizer=self.optimizer,
             generator=generator,
         )
 
@@ -143,12 +159,11 @@ class RuleClient:
         corrupt : callable, optional
             ``corrupt(upload, round)`` goes up in place of the rule's upload: see :mod:`strategies.attacks`.
         """
-        now = self.round(message, context, data, steps=len(plan), lr=lr, generator=generator)
-        params, loss = train_client(self.rule, now, plan)
-        rows = len(now.data["weight"]) if weight is None else weight
-        numbers = {"num-examples": rows, "train_loss": loss, "local_steps": len(plan)}
-        upload = self.rule.end(params, now)
-        return self._reply(message, context, corrupt(upload, now) if corrupt else upload, numbers)
+        made = None if generator is None else (lambda: generator)
+        job = Job(message, context, data, plan, lr, weight, made, corrupt)
+        reply, _ = self.train_together([job])[0]
+        assert reply is not None
+        return reply
 
     def answer(
         self,
@@ -199,12 +214,117 @@ class RuleClient:
 
         return predict
 
+    def train_together(self, jobs: Sequence[Job], *, merge: bool = False) -> list[Answered]:
+        """Answer training messages with the same content, whose clients train step by step together.
+
+        Clients that cannot (without a batch, or the only one to keep tensors of its shapes) train alone.
+
+        Parameters
+        ----------
+        jobs : sequence of Job
+            One a client.
+        merge : bool
+            Send one reply for all that trained together: their mean, weighted by numbers of examples, as
+            FedAvg goes on to weight it. For strategies that look at nothing but the mean.
+
+        Returns
+        -------
+        list of (Message or None, dict of float)
+            Reply and metrics of each job. Where replies are merged, the first client of those has it.
+        """
+        opened = self._opened(jobs[0].message)
+        rounds = [
+            replace(
+                opened,
+                data=self._weighted(job.data),
+                kept=self._kept(job.context, opened.received),
+                steps=len(job.plan),
+                lr=job.lr,
+            )
+            for job in jobs
+        ]
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for i, (job, now) in enumerate(zip(jobs, rounds, strict=True)):
+            groups[alike(now, self.rule.phases(now)) if job.plan else i].append(i)
+        answers: list[Answered] = [(None, {})] * len(jobs)
+        for group in groups.values():
+            mine = [jobs[i] for i in group]
+            done = (
+                self._cohort(mine, [rounds[i] for i in group], merge)
+                if len(group) > 1
+                else [self._alone(mine[0], rounds[group[0]])]
+            )
+            for i, answer in zip(group, done, strict=True):
+                answers[i] = answer
+        return answers
+
+    def _alone(self, job: Job, now: Round) -> Answered:
+        now = replace(now, generator=job.generator() if job.generator else None)
+        params, loss = train_client(self.rule, now, job.plan)
+        upload = self.rule.end(params, now)
+        if job.corrupt:
+            upload = job.corrupt(upload, now)
+        metrics = job.numbers(now, loss) | {k: float(v) for k, v in upload.metrics.items()}
+        return self._reply(job.message, job.context, upload, metrics), metrics
+
+    def _cohort(self, jobs: Sequence[Job], rounds: Sequence[Round], merge: bool) -> list[Answered]:
+        members = [Member(now, job.plan) for now, job in zip(rounds, jobs, strict=True)]
+        stacked = self._trainer.train(members)
+        for i, (job, now) in enumerate(zip(jobs, rounds, strict=True)):
+            if job.corrupt:
+                for k, v in job.corrupt(stacked.of(i), now).arrays.items():
+                    stacked.upload.arrays[k][i] = v
+        reported = {k: v.tolist() for k, v in stacked.upload.metrics.items()}  # type: ignore[union-attr]
+        metrics = [
+            job.numbers(now, loss) | {k: v[i] for k, v in reported.items()}
+            for i, (job, now, loss) in enumerate(zip(jobs, rounds, stacked.loss.tolist(), strict=True))
+        ]
+        if merge:
+            for i, job in enumerate(jobs):
+                self._keep(job.context, {k: v[i].clone() for k, v in stacked.upload.kept.items()})
+            weight = [m["num-examples"] for m in metrics]
+            mean = {k: np.average([m[k] for m in metrics], weights=weight) for k in metrics[0]}
+            total = mean | {"num-examples": sum(weight)}
+            merged = Upload(_mean(stacked.upload.arrays, weight))
+            reply = self._reply(jobs[0].message, jobs[0].context, merged, total)
+            return [(reply if i == 0 else None, m) for i, m in enumerate(metrics)]
+        return [
+            (self._reply(job.message, job.context, stacked.of(i), m), m)
+            for i, (job, m) in enumerate(zip(jobs, metrics, strict=True))
+        ]
+
+    def _opened(self, message: Message) -> Round:
+        """What a message tells all clients that get it."""
+        records = {k: self._tensors(r) for k, r in message.content.array_records.items()}
+        if "arrays" not in records:
+            raise StrategyError(
+                "the message has no record 'arrays'; the strategy's arrayrecord_key must be 'arrays'"
+            )
+        return Round(
+            model=self.model,
+            task_loss=self.loss,
+            received=self.model.to_device(self.model.initial() | records.pop("arrays")),
+            trainable=self.model.trainable,
+            head=self.model.head,
+            norms=self.model.norms,
+            sent=records,
+            config=dict(message.content.config_records.get("config", {})),
+            optimizer=self.optimizer,
+        )
+
+    def _kept(self, context: Context, received: Params) -> Params:
+        kept = context.state.array_records.get(KEPT)
+        return self.rule.keep(received) if kept is None else self._tensors(kept)
+
+    def _keep(self, context: Context, kept: Params) -> None:
+        if kept:
+            context.state[KEPT] = record(kept)
+
     def _reply(
         self, message: Message, context: Context, upload: Upload, numbers: Mapping[str, float]
     ) -> Message:
-        if upload.kept:
-            context.state[KEPT] = record(upload.kept)
-        metrics: dict[str, Any] = {**numbers, **{k: float(v) for k, v in upload.metrics.items()}}
+        self._keep(context, upload.kept)
+        metrics: dict[str, Any] = {k: float(v) for k, v in upload.metrics.items()} | dict(numbers)
         content = RecordDict({"arrays": record(upload.arrays), "metrics": MetricRecord(metrics)})
         for key, extra in upload.extra.items():
             content[key] = record(extra)
@@ -213,7 +333,7 @@ class RuleClient:
         return Message(content, reply_to=message)
 
     def _tensors(self, arrays: ArrayRecord) -> Params:
-        return {k: torch.from_numpy(v.numpy()).to(self.model.device) for k, v in arrays.items()}
+        return {k: v.to(self.model.device) for k, v in tensors_of(arrays).items()}
 
     def _weighted(self, data: Mapping[str, Tensor]) -> Batch:
         moved = {k: v.to(self.model.device) for k, v in data.items()}
@@ -261,13 +381,16 @@ def train_client(rule: LocalRule, round: Round, plan: Plan) -> tuple[Params, flo
     return params, float(total) / max(len(plan), 1)
 
 
+def _mean(stacked: Params, weight: Sequence[float]) -> Params:
+    """Weighted mean over the leading axis."""
+    first = next(iter(stacked.values()))
+    share = torch.tensor(weight, dtype=torch.float64, device=first.device)
+    share = share / share.sum()
+    return {k: torch.tensordot(share.to(v.dtype), v, 1) for k, v in stacked.items()}
+
+
 def weighted_cross_entropy(output: Tensor, batch: Batch) -> Tensor:
     """Mean cross-entropy of logits over the rows that are no padding; 0 where all are."""
     losses = functional.cross_entropy(output, batch["y"], reduction="none")
     weight = batch["weight"]
     return (losses * weight).sum() / weight.sum().clamp(min=1)
-
-
-def record(params: Mapping[str, Tensor]) -> ArrayRecord:
-    """An array record of tensors, in their order."""
-    return ArrayRecord({k: Array(v.detach().cpu().numpy()) for k, v in params.items()})

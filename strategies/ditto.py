@@ -63,6 +63,7 @@ class Ditto(Method):
     """
 
     client_half = DittoRule
+    only_averages = True
     personal = True
 
     def __init__(self, *, lam: float = 1.0, **flower: Any) -> None:

@@ -43,6 +43,7 @@ class FedAvgFT(Method):
     """
 
     client_half = FedAvgFTRule
+    only_averages = True
     personal = True
 
     def __init__(self, *, epochs: int = 5, **flower: Any) -> None:

@@ -6,10 +6,11 @@ arXiv 2106.06042.
 
 from __future__ import annotations
 
+from .arrays import Arrays
 from .fedavg_ft import FedAvgFT, FedAvgFTRule
 from .functional import Params
 from .local import Phase, Round, Upload
-from .method import Answer, Arrays
+from .method import Answer
 
 
 class FedBABURule(FedAvgFTRule):
@@ -45,6 +46,7 @@ class FedBABU(FedAvgFT):
     """
 
     client_half = FedBABURule
+    only_averages = True
 
     def combine(self, mean: Arrays, answers: list[Answer]) -> Arrays:  # noqa: ARG002
         """The averaged body with the head that was sent."""

@@ -51,4 +51,5 @@ class FedBN(Method):
     """
 
     client_half = FedBNRule
+    only_averages = True
     personal = True

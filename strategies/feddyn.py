@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from .arrays import Arrays
 from .functional import Params
 from .local import LocalRule, Round, Upload, setting
-from .method import Answer, Arrays, Method
+from .method import Answer, Method
 
 TRAINED = "feddyn-trained"
 """Key of a record of empty tensors, which tells the server the names of those that were trained."""

@@ -71,6 +71,7 @@ class FedLC(Method):
     """
 
     client_half = FedLCRule
+    only_averages = True
 
     def __init__(self, *, tau: float = 1.0, **flower: Any) -> None:
         super().__init__(**flower)

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import Arrays
 from .errors import StrategyError
 from .functional import Params
 from .local import LocalRule, Round, Upload, setting
-from .method import Answer, Arrays, Method
+from .method import Answer, Method
 from .optim import SGD
 
 NORM = "fednova-norm"

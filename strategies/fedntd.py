@@ -63,6 +63,7 @@ class FedNTD(Method):
     """
 
     client_half = FedNTDRule
+    only_averages = True
 
     def __init__(self, *, beta: float = 1.0, tau: float = 1.0, **flower: Any) -> None:
         super().__init__(**flower)

@@ -41,4 +41,5 @@ class FedPer(Method):
     """
 
     client_half = FedPerRule
+    only_averages = True
     personal = True

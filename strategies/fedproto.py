@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import Arrays
 from .functional import Batch, Params, weighted_mean
 from .local import Round, Upload, sent, setting
-from .method import Answer, Arrays, Method
+from .method import Answer, Method
 from .partial import PartialRule
 from .prototypes import PROTOTYPES, class_means, distance_to_class, of_clients
 

@@ -51,6 +51,7 @@ class FedRep(Method):
     """
 
     client_half = FedRepRule
+    only_averages = True
     personal = True
 
     def __init__(self, *, head_epochs: int = 10, body_epochs: int = 1, **flower: Any) -> None:

@@ -56,6 +56,7 @@ class FedSAM(Method):
     """
 
     client_half = FedSAMRule
+    only_averages = True
 
     def __init__(self, *, rho: float = 0.05, **flower: Any) -> None:
         super().__init__(**flower)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .arrays import Arrays
 from .functional import Batch, Params, weighted_mean
 from .local import LocalRule, Round, Upload, sent, setting
-from .method import Answer, Arrays, Method
+from .method import Answer, Method
 from .prototypes import PROTOTYPES, class_means, distance_to_class, of_clients
 
 CLUSTERS = "fpl-clusters"

@@ -42,4 +42,5 @@ class LGFedAvg(Method):
     """
 
     client_half = LGFedAvgRule
+    only_averages = True
     personal = True

@@ -8,7 +8,7 @@ never touches messages, files or global state, so the same rule serves one clien
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -290,6 +290,9 @@ class Examples:
     seed: int
     weight: int | None = None
 
+
+Plan = Sequence[npt.NDArray[np.int64]]
+"""Row positions of every batch of a round, in order."""
 
 Action = Callable[[Message, Context, Examples], Message]
 

@@ -33,4 +33,5 @@ class LocalOnly(Method):
     """
 
     client_half = LocalOnlyRule
+    only_averages = True
     personal = True

@@ -9,16 +9,35 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Result
+from flwr.serverapp.strategy import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedProx,
+    FedYogi,
+    Result,
+    Strategy,
+)
 
+from .arrays import Arrays, numpy_of, record
 from .client import RULE
 from .errors import StrategyError
 from .local import LocalRule
 
-Arrays = dict[str, npt.NDArray[Any]]
+_MEANS = (FedAvg, FedProx, FedAvgM, FedAdam, FedYogi, FedAdagrad)
+"""Flower's strategies that look at nothing but the weighted mean."""
+
+
+def may_merge(strategy: Strategy) -> bool:
+    """Whether a strategy may be given means of several clients in place of single replies.
+
+    Flower's wrappers, which clip each reply, may not.
+    """
+    declared = strategy.only_averages if isinstance(strategy, Method) else type(strategy) in _MEANS
+    return declared and getattr(strategy, "weighted_by_key", None) == "num-examples"
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,8 @@ class Method(FedAvg):
 
     client_half: ClassVar[type[LocalRule]] = LocalRule
 
+    only_averages: ClassVar[bool] = False
+    """Whether the method looks at nothing of a round but the weighted mean; see :func:`may_merge`."""
     personal: bool = False
     """Whether clients predict with models of their own, so that there is no global model to test."""
 
@@ -109,7 +130,7 @@ class Method(FedAvg):
     ) -> Iterable[Message]:
         """As FedAvg, with the method's settings and records in every message."""
         self.population = max(self.population, len(list(grid.get_node_ids())))
-        self.sent = {k: v.numpy() for k, v in arrays.items()}
+        self.sent = numpy_of(arrays)
         messages = super().configure_train(server_round, arrays, self._with_settings(config), grid)
         return self._with_extra(list(messages))
 
@@ -117,7 +138,7 @@ class Method(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """As FedAvg, with the method's settings and records in every message."""
-        self.sent = {k: v.numpy() for k, v in arrays.items()}
+        self.sent = numpy_of(arrays)
         messages = super().configure_evaluate(server_round, arrays, self._with_settings(config), grid)
         return self._with_extra(list(messages))
 
@@ -136,7 +157,7 @@ class Method(FedAvg):
         mean, metrics = super().aggregate_train(server_round, [self._averaged(r) for r in replies])
         if mean is None:
             return mean, metrics
-        combined = self.combine({k: v.numpy() for k, v in mean.items()}, answers)
+        combined = self.combine(numpy_of(mean), answers)
         return record(combined), metrics
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -226,13 +247,3 @@ def _with_metrics(reply: Message, keys: set[str]) -> Message:
     return _with_content(
         reply, {name: MetricRecord({k: v for k, v in m.items() if k in keys}) for name, m in metrics}
     )
-
-
-def record(arrays: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
-    """An array record of ndarrays, in their order."""
-    return ArrayRecord({k: Array(np.asarray(v)) for k, v in arrays.items()})
-
-
-def numpy_of(arrays: ArrayRecord) -> Arrays:
-    """An array record as ndarrays, in its order."""
-    return {k: v.numpy() for k, v in arrays.items()}

@@ -72,6 +72,7 @@ class Moon(Method):
     """
 
     client_half = MoonRule
+    only_averages = True
 
     def __init__(self, *, mu: float = 1.0, tau: float = 0.5, **flower: Any) -> None:
         super().__init__(**flower)

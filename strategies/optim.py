@@ -41,6 +41,13 @@ def _decayed(params: Params, grads: Params, weight_decay: float) -> Params:
     return {k: g + weight_decay * params[k] for k, g in grads.items()}
 
 
+def _minus(p: Tensor, lr: float | Tensor, direction: Tensor) -> Tensor:
+    """``p - lr * direction`` in one pass over memory."""
+    if isinstance(lr, Tensor):
+        return torch.addcmul(p, direction, lr, value=-1)
+    return torch.sub(p, direction, alpha=lr)
+
+
 @dataclass(frozen=True)
 class SGD:
     """Stochastic gradient descent as in ``torch.optim.SGD`` (dampening 0)."""
@@ -62,7 +69,7 @@ class SGD:
             grads = (
                 {k: g + self.momentum * velocity[k] for k, g in grads.items()} if self.nesterov else velocity
             )
-        return {k: p - lr * grads[k] for k, p in params.items()}, state
+        return {k: _minus(p, lr, grads[k]) for k, p in params.items()}, state
 
     def mass(self, steps: Tensor) -> Tensor:
         """``steps`` without momentum; with it, gradient ``j`` of ``K`` weighs ``(1 - m^(K-j+1)) / (1 - m)``.

@@ -95,6 +95,7 @@ class PerFedAvg(Method):
     """
 
     client_half = PerFedAvgRule
+    only_averages = True
     personal = True
 
     def __init__(

@@ -106,6 +106,7 @@ class PFedMe(Method):
     """
 
     client_half = PFedMeRule
+    only_averages = True
     personal = True
 
     def __init__(

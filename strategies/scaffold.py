@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from .arrays import Arrays
 from .functional import Params
 from .local import LocalRule, Round, Upload, sent
-from .method import Answer, Arrays, Method
+from .method import Answer, Method
 
 CONTROL = "scaffold-control"
 """Key of the record that carries ``c`` down and a client's change of ``c_i`` up."""

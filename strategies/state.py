@@ -7,7 +7,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
-from .method import numpy_of, record
+from .arrays import numpy_of, record
 
 _FLOWER = ("m_t", "v_t", "momentum_vector", "current_arrays", "clipping_norm")
 """Attributes in which Flower's strategies remember earlier rounds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from abc import abstractmethod
@@ -11,8 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Array, Message, RecordDict
 from flwr.serverapp import Grid
+
+log = logging.getLogger("fedbench")
 
 RUN_ID = 1
 FIRST_NODE_ID = 1_000
@@ -38,6 +42,8 @@ class Exchange:
         Scalar metrics of the reply.
     error : str or None
         Reason, with traceback, if the client failed.
+    code : int or None
+        Code of the error; see :mod:`fedbench.engine.worker`.
     """
 
     phase: str
@@ -47,14 +53,27 @@ class Exchange:
     seconds: float
     metrics: dict[str, float]
     error: str | None = None
+    code: int | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A reply and the seconds that it took."""
+    """What came of a message.
 
-    reply: Message
+    Parameters
+    ----------
+    reply : Message or None
+        ``None`` where another outcome's reply stands for this one too, as a mean.
+    seconds : float
+        Time that the client took; a cohort's is divided evenly.
+    metrics, up : dict, int
+        As in :class:`Exchange`; ``None`` where the reply tells.
+    """
+
+    reply: Message | None
     seconds: float
+    metrics: dict[str, float] | None = None
+    up: int | None = None
 
 
 Observer = Callable[[Exchange], None]
@@ -69,19 +88,38 @@ class EngineGrid(Grid):
         Number of examples of each partition: the first guess at what a client costs.
     observer : callable, optional
         Called with an :class:`Exchange` for every message, in partition order.
+    cohort : int or None
+        Most clients that a worker trains together; ``None``: by model and device, 1: one at a time.
+    partial_sums : bool
+        Let workers average what they trained, and send one reply for all of it. For strategies that look
+        at nothing but the mean.
     """
 
-    def __init__(self, sizes: Sequence[int], observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int] | npt.NDArray[np.integer[Any]],
+        observer: Observer | None = None,
+        *,
+        cohort: int | None = None,
+        partial_sums: bool = False,
+    ) -> None:
         identify_as_server()
-        self.sizes = list(sizes)
+        self.check(cohort=cohort)
+        self.sizes = np.asarray(sizes, dtype=np.int64)
         self.observer = observer
+        self.cohort_width = cohort
+        self.partial_sums = partial_sums
+        self.alone: str | None = None
+        """Why clients train one at a time, once a worker has said so."""
         self.busy_seconds = 0.0
         self._visible: list[int] | None = None
         self._pulled: dict[str, Message] = {}
 
     @classmethod
-    def check(cls, **options: Any) -> None:
+    def check(cls, *, cohort: int | None = None, **options: Any) -> None:  # noqa: ARG003
         """Raise ValueError, starting with the name of the option, for a value that cannot be."""
+        if cohort is not None and cohort < 1:
+            raise ValueError(f"cohort: must be 1 or more, got {cohort}")
 
     @abstractmethod
     def execute(self, messages: list[Message]) -> list[Outcome]:
@@ -94,6 +132,14 @@ class EngineGrid(Grid):
     @abstractmethod
     def load_client_states(self, states: Mapping[int, RecordDict]) -> None:
         """Give clients back what :meth:`client_states` told."""
+
+    def engine_state(self) -> dict[str, Any]:
+        """What the next round depends on besides clients' states, as nested dicts; most engines have none."""
+        return {}
+
+    def load_engine_state(self, state: Mapping[str, Any]) -> None:  # noqa: ARG002
+        """Take up what :meth:`engine_state` gave."""
+        return
 
     def wait(self) -> None:
         """Wait until the engine is up, so that its start is no part of the first round."""
@@ -141,7 +187,13 @@ class EngineGrid(Grid):
         for message, outcome in zip(ordered, outcomes, strict=True):
             if self.observer:
                 self.observer(_exchange(message, outcome, sizes[id(message.content)]))
-        return [o.reply for o in outcomes]
+        return [o.reply for o in outcomes if o.reply is not None]
+
+    def said_alone(self, reason: str | None) -> None:
+        """Take down, and tell once, why clients train one at a time."""
+        if reason and not self.alone and self.cohort_width != 1:
+            log.info("clients train one at a time: %s", reason)
+        self.alone = self.alone or reason
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Run the messages now; their replies wait for :meth:`pull_messages`."""
@@ -194,21 +246,30 @@ def payload_bytes(content: RecordDict) -> int:
     return total
 
 
-def _exchange(message: Message, outcome: Outcome, down: int) -> Exchange:
-    reply = outcome.reply
-    failed = reply.has_error()
+def metrics_of(reply: Message) -> dict[str, float]:
+    """Scalar metrics of a reply."""
     metrics: dict[str, float] = {}
-    if not failed:
-        for record in reply.content.metric_records.values():
-            metrics |= {k: float(v) for k, v in record.items() if not isinstance(v, list)}
+    for record in reply.content.metric_records.values():
+        metrics |= {k: float(v) for k, v in record.items() if not isinstance(v, list)}
+    return metrics
+
+
+def _exchange(message: Message, outcome: Outcome, down: int) -> Exchange:
+    reply, metrics, up, error = outcome.reply, outcome.metrics, outcome.up, None
+    if reply is not None and reply.has_error():
+        metrics, up, error = {}, 0, reply.error.reason
+    elif reply is not None:
+        metrics = metrics_of(reply) if metrics is None else metrics
+        up = payload_bytes(reply.content) if up is None else up
     return Exchange(
         phase=message.metadata.message_type,
         node=partition_of(message),
         down=down,
-        up=0 if failed else payload_bytes(reply.content),
+        up=up or 0,
         seconds=outcome.seconds,
-        metrics=metrics,
-        error=reply.error.reason if failed else None,
+        metrics={k: float(v) for k, v in (metrics or {}).items()},
+        error=error,
+        code=reply.error.code if error is not None and reply is not None else None,
     )
 
 

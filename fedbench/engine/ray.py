@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
@@ -10,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import ray
 from flwr.app import Array, Message, RecordDict
 from ray.exceptions import OutOfMemoryError, RayActorError
 
+from .costs import Costs
 from .grid import EngineGrid, Observer, Outcome, identify_as_server, partition_of
-from .worker import AppFactory, failure, run_client, single_thread
+from .worker import AppFactory, Manner, Worker, single_thread
 
 _ATTEMPTS = 3
 """Workers that may die on one list before the list is taken to be what kills them."""
@@ -59,7 +63,7 @@ class _WorkList:
     cost: float = 0.0
 
 
-class _Worker:
+class _Actor:
     """A process with its own ClientApp; the data come from the object store without a copy."""
 
     def __init__(self) -> None:
@@ -69,30 +73,25 @@ class _Worker:
         logging.getLogger("flwr").setLevel(logging.WARNING)
         self._contents: dict[int, RecordDict] = {}
 
-    def serve(self, app_factory: AppFactory, num_partitions: int) -> None:
-        self._app = app_factory()
-        self._num_partitions = num_partitions
+    def serve(self, app_factory: AppFactory, num_partitions: int, manner: Manner) -> str | None:
+        self._worker = Worker(app_factory(), num_partitions, manner)
         self._contents = {}
+        return self._worker.alone
 
     def run(
-        self, _ready: None, jobs: list[_Job], keys: list[int], pinned: dict[int, Any], *contents: RecordDict
-    ) -> list[tuple[Outcome, _State | None]]:
+        self, _ready: object, jobs: list[_Job], keys: list[int], pinned: dict[int, Any], *contents: RecordDict
+    ) -> tuple[list[Outcome], list[_State | None], str | None]:
         # Where serve failed, so does its result as an argument: no worker goes on with an app of before.
         now = dict(zip(keys, contents, strict=True))
         self._contents = {k: c for k, c in self._contents.items() if k in pinned} | now
         for key in pinned.keys() - self._contents.keys():
             self._contents[key] = ray.get(pinned[key])
-        return [self._run(job) for job in jobs]
-
-    def _run(self, job: _Job) -> tuple[Outcome, _State | None]:
-        message = job.shell
-        message.content = self._contents[job.content]
-        state = self._load(job.state)
-        try:
-            outcome = run_client(self._app, message, state, self._num_partitions)
-        except Exception as error:
-            outcome = Outcome(failure(message, error), 0.0)
-        return outcome, self._dump(state)
+        messages = [job.shell for job in jobs]
+        for message, job in zip(messages, jobs, strict=True):
+            message.content = self._contents[job.content]
+        states = [self._load(job.state) for job in jobs]
+        outcomes = self._worker.run(messages, states)
+        return outcomes, [self._dump(state) for state in states], self._worker.alone
 
     def _load(self, state: _State | None) -> RecordDict:
         return _unpack_state(state, self._contents) if state else RecordDict()
@@ -121,14 +120,16 @@ class RayGrid(EngineGrid):
     """Runs clients on Ray actors.
 
     Messages with the same content share one copy in the object store. Each worker gets its whole list at
-    once, longest clients first by what they took last time. A worker that dies is replaced and its list
-    run again; clients' states live with the server, so nothing is lost.
+    once, longest clients first. Clients that train one at a time are placed by what they took before, those
+    that train together by their numbers of examples: who trains with whom may change the last bits of a
+    result, and must not depend on the clock. A worker that dies is replaced and its list run again; clients'
+    states live with the server, so nothing is lost.
 
     Parameters
     ----------
     app_factory : callable
         Makes the ClientApp; large arrays in it are shared through the object store.
-    sizes, observer
+    sizes, observer, cohort, partial_sums
         As in :class:`EngineGrid`.
     workers : int or None
         Number of worker processes; ``None`` is one for each CPU core, or for each share of a GPU.
@@ -141,13 +142,15 @@ class RayGrid(EngineGrid):
     def __init__(
         self,
         app_factory: AppFactory,
-        sizes: Sequence[int],
+        sizes: Sequence[int] | npt.NDArray[np.integer[Any]],
         observer: Observer | None = None,
         workers: int | None = None,
         gpus_per_worker: float = 0.0,
         address: str | None = None,
+        cohort: int | None = None,
+        partial_sums: bool = False,
     ) -> None:
-        super().__init__(sizes, observer)
+        super().__init__(sizes, observer, cohort=cohort, partial_sums=partial_sums)
         self.check(workers=workers, gpus_per_worker=gpus_per_worker)
         start_ray(address, workers)
         count = workers or _default_workers(gpus_per_worker)
@@ -158,18 +161,27 @@ class RayGrid(EngineGrid):
         share = min(1.0, ray.cluster_resources().get("CPU", 1.0) / count)
         _dismiss_idle(except_for=(share, gpus_per_worker))
         self._idle = _IDLE.setdefault((share, gpus_per_worker), [])
-        self._actor: Any = ray.remote(num_cpus=share, num_gpus=gpus_per_worker)(_Worker)
+        self._actor: Any = ray.remote(num_cpus=share, num_gpus=gpus_per_worker)(_Actor)
         self._app = ray.put(app_factory)
+        self._manner = Manner(cohort, partial_sums)
         self._ready: dict[Any, Any] = {}
         self._workers = [self._hire() for _ in range(min(count, max(len(self.sizes), 1)))]
         self._states: dict[int, _State] = {}
-        self._seconds: dict[tuple[str, int], float] = {}
+        self._costs = Costs(self.sizes)
         self._contents = 0
         self._pinned: dict[int, Any] = {}
 
     @classmethod
-    def check(cls, *, workers: int | None = None, gpus_per_worker: float = 0.0, **_: Any) -> None:
+    def check(
+        cls,
+        *,
+        cohort: int | None = None,
+        workers: int | None = None,
+        gpus_per_worker: float = 0.0,
+        **options: Any,
+    ) -> None:
         """Raise ValueError for numbers that cannot be."""
+        super().check(cohort=cohort, **options)
         if workers is not None and workers < 1:
             raise ValueError(f"workers: must be 1 or more, got {workers}")
         if gpus_per_worker < 0:
@@ -179,6 +191,8 @@ class RayGrid(EngineGrid):
         """Wait until all workers are up; one that could not start says so when it is given work."""
         starting = [self._ready[worker] for worker in self._workers]
         ray.wait(starting, num_returns=len(starting))
+        with contextlib.suppress(Exception):  # it comes up again with the first message
+            self.said_alone(ray.get(starting[0]))
 
     def client_states(self) -> dict[int, RecordDict]:
         """As in :class:`EngineGrid`."""
@@ -217,10 +231,12 @@ class RayGrid(EngineGrid):
                 self._workers[index] = self._hire()
                 running[self._submit(index, work, refs)] = (index, work, attempt + 1)
                 continue
-            for job, (outcome, state) in zip(work.jobs, results, strict=True):
+            done_by_job, states, alone = results
+            self.said_alone(alone)
+            for job, outcome, state in zip(work.jobs, done_by_job, states, strict=True):
                 node = partition_of(job.shell)
                 outcomes[job.position] = outcome
-                self._seconds[job.shell.metadata.message_type, node] = outcome.seconds
+                self._costs.learn(job.shell.metadata.message_type, node, outcome.seconds)
                 if state:
                     self._states[node] = state
                 else:
@@ -238,16 +254,17 @@ class RayGrid(EngineGrid):
             state = self._states.get(partition_of(message))
             jobs.append(_Job(position, shell, keys[id(message.content)], state))
         lists = [_WorkList() for _ in self._workers]
-        for job in sorted(jobs, key=self._cost, reverse=True):
+        costs = [self._cost(job) for job in jobs]
+        for i in sorted(range(len(jobs)), key=lambda i: -costs[i]):
             work = min(lists, key=lambda w: w.cost)
-            work.jobs.append(job)
-            work.cost += self._cost(job)
+            work.jobs.append(jobs[i])
+            work.cost += costs[i]
         return lists
 
     def _cost(self, job: _Job) -> float:
-        node = partition_of(job.shell)
-        seconds = self._seconds.get((job.shell.metadata.message_type, node))
-        return float(self.sizes[node]) * 1e-6 if seconds is None else seconds
+        kind, node = job.shell.metadata.message_type, partition_of(job.shell)
+        together = kind == "train" and self.cohort_width != 1 and self.alone is None
+        return float(self.sizes[node] + 1) if together else self._costs.predict(kind, node)
 
     def _submit(self, index: int, work: _WorkList, refs: dict[int, Any]) -> Any:
         keys = sorted({job.content for job in work.jobs})
@@ -258,7 +275,7 @@ class RayGrid(EngineGrid):
     def _hire(self) -> Any:
         """A worker that an earlier run of this process left, or a new one."""
         worker = self._idle.pop() if self._idle else self._actor.remote()
-        self._ready[worker] = worker.serve.remote(self._app, len(self.sizes))
+        self._ready[worker] = worker.serve.remote(self._app, len(self.sizes), self._manner)
         return worker
 
     def close(self) -> None:

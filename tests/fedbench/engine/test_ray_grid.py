@@ -108,7 +108,7 @@ def test_state_lasts_when_clients_move_between_workers(start):
     where = []
     for value, partitions in ((0.0, range(6)), (1.0, [4, 1]), (2.0, [1, 3, 5]), (3.0, range(6))):
         # The costs that placement goes by say that another client takes longest in every round.
-        grid._seconds = {("train", p): float(p == round(value)) for p in range(6)}
+        grid._costs._seconds = {("train", p): float(p == round(value)) for p in range(6)}
         replies = ask(grid, content(value), partitions=partitions)
         where.append(dict(zip(metric(replies, "node"), metric(replies, "process"), strict=True)))
         assert weights(replies) == weights(ask(serial, content(value), partitions=partitions))
@@ -193,7 +193,8 @@ def test_equal_contents_are_put_into_the_store_once(start, monkeypatch):
 
 def test_the_longest_client_starts_first_and_alone(start):
     grid = start(clients=4, workers=2)
-    grid._seconds = {("train", p): seconds for p, seconds in enumerate((1.0, 1.0, 5.0, 1.0))}
+    ask(grid, content())
+    grid._costs._seconds = {("train", p): seconds for p, seconds in enumerate((1.0, 1.0, 5.0, 1.0))}
     processes = metric(ask(grid, content()), "process")
     assert processes[0] == processes[1] == processes[3] != processes[2]
 

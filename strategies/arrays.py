@@ -1,0 +1,73 @@
+"""Between Flower's array records and arrays or tensors, without serialising what never leaves the process."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import Tensor
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class LazyArray(Array):
+    """A Flower Array that is serialised only where somebody reads its bytes, as Flower's transport does.
+
+    Parameters
+    ----------
+    ndarray : ndarray
+        Must not be written to any more; :meth:`numpy` gives a read-only view of it.
+    """
+
+    def __init__(self, ndarray: npt.NDArray[Any]) -> None:
+        view = ndarray.view()
+        view.flags.writeable = False
+        self.__dict__.update(
+            dtype=str(view.dtype), shape=tuple(view.shape), stype="numpy.ndarray", _ndarray=view
+        )
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The serialised array."""
+        if "_data" not in self.__dict__:
+            buffer = BytesIO()
+            np.save(buffer, self.__dict__["_ndarray"], allow_pickle=False)
+            self.__dict__["_data"] = buffer.getvalue()
+        serialised: bytes = self.__dict__["_data"]
+        return serialised
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """The array, read-only."""
+        view: npt.NDArray[Any] = self.__dict__["_ndarray"]
+        return view
+
+    def __reduce__(self) -> tuple[type[LazyArray], tuple[npt.NDArray[Any]]]:
+        return LazyArray, (self.numpy(),)
+
+
+def record(arrays: Mapping[str, Tensor | npt.NDArray[Any]]) -> ArrayRecord:
+    """An array record of tensors or ndarrays, in their order."""
+    return ArrayRecord(
+        {
+            k: LazyArray(v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v))
+            for k, v in arrays.items()
+        }
+    )
+
+
+def numpy_of(arrays: ArrayRecord) -> Arrays:
+    """An array record as ndarrays, in its order; they may be read-only."""
+    return {k: v.numpy() for k, v in arrays.items()}
+
+
+def tensors_of(arrays: ArrayRecord) -> dict[str, Tensor]:
+    """An array record as tensors, which share memory with it and must not be changed in place."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return {k: torch.from_numpy(v.numpy()) for k, v in arrays.items()}
