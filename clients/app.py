@@ -234,7 +234,10 @@ class _Node:
     def seeded(self, purpose: str, server_round: int, node: int) -> Iterator[None]:
         """A block whose draws from torch's global generator, dropout's say, have a stream of their own."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed(self.spec.seed, purpose, server_round, node))
+            seed = torch_seed(self.spec.seed, purpose, server_round, node)
+            torch.default_generator.manual_seed(seed)  # without the stack that torch.manual_seed formats
+            if self.spec.device != "cpu":
+                torch.cuda.manual_seed_all(seed)
             yield
 
 

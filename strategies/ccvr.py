@@ -152,9 +152,9 @@ class CCVR(Method):
     def _virtual_features(self, pooled: dict[int, ClassMoments]) -> tuple[Matrix, Matrix]:
         """Draws from each class's Gaussian, and their labels."""
         draws = [
-            generator(self.seed, "ccvr features", label).multivariate_normal(
-                m.mean, unbiased(m), self.virtual, check_valid="ignore", method="eigh"
-            )
+            m.mean
+            + generator(self.seed, "ccvr features", label).standard_normal((self.virtual, len(m.mean)))
+            @ symmetric_root(unbiased(m))
             for label, m in pooled.items()
         ]
         return np.concatenate(draws), np.repeat(list(pooled), self.virtual)
@@ -191,6 +191,12 @@ def pool(described: list[Arrays]) -> dict[int, ClassMoments]:
 def unbiased(moments: ClassMoments) -> Matrix:
     """Covariance with divisor ``n - 1``; zero for a single row."""
     return moments.cov * (moments.count / max(moments.count - 1, 1))
+
+
+def symmetric_root(cov: Matrix) -> Matrix:
+    """The root that is itself symmetric: unlike others, it does not hang on the signs of eigenvectors."""
+    values, vectors = np.linalg.eigh(cov)
+    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
 def _linear_head(model: Arrays) -> Params:

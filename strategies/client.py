@@ -383,10 +383,9 @@ def train_client(rule: LocalRule, round: Round, plan: Plan) -> tuple[Params, flo
 
 def _mean(stacked: Params, weight: Sequence[float]) -> Params:
     """Weighted mean over the leading axis."""
-    first = next(iter(stacked.values()))
-    share = torch.tensor(weight, dtype=torch.float64, device=first.device)
+    share = torch.tensor(weight, dtype=torch.float64)
     share = share / share.sum()
-    return {k: torch.tensordot(share.to(v.dtype), v, 1) for k, v in stacked.items()}
+    return {k: torch.tensordot(share.to(v.device, v.dtype), v, 1) for k, v in stacked.items()}
 
 
 def weighted_cross_entropy(output: Tensor, batch: Batch) -> Tensor:

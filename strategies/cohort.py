@@ -22,10 +22,10 @@ from .functional import Batch, Params, Stateless, differentiate_functionally
 from .local import LocalRule, Phase, Plan, Round, Upload
 from .optim import State
 
-_RECORD_AFTER = 50
-"""Calls of a step before it is recorded, which takes as long as some 50 calls."""
-_MOST_GRAPHS = 8
-"""Recordings of one function; where shapes change all the time, none pays off."""
+_RECORD_AFTER = 200
+"""Calls of a step with the same shapes before it is recorded, which takes as long as some hundred calls."""
+_MOST_GRAPHS = 4
+"""Recordings of a function with the same shapes; where settings change all the time, none pays off."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,8 @@ class CohortTrainer:
             return vmap(one)(own, mine)
 
         leaves, spec = pytree.tree_flatten(inputs)
-        key = (name, spec, cohort.template.optimizer)
+        shapes = tuple(leaf.shape for leaf in pytree.tree_leaves(own))
+        key = (name, spec, cohort.size, shapes, cohort.template.optimizer)
         graphs = self._graphs.setdefault(key, [])
         for graph in graphs:
             if graph.fits(leaves, cohort.template.config):
@@ -186,6 +187,7 @@ class _Cohort:
         rounds = [m.round for m in members]
         like = next(iter(self.template.received.values()))
         self.device = like.device
+        self.size = len(members)
         self._plans = [m.plan for m in members]
         steps = torch.tensor([len(plan) for plan in self._plans])
         self.steps = steps.to(self.device)

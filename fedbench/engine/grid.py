@@ -16,6 +16,8 @@ import numpy.typing as npt
 from flwr.app import Array, Message, RecordDict
 from flwr.serverapp import Grid
 
+from .states import ClientStates, pack_state
+
 log = logging.getLogger("fedbench")
 
 RUN_ID = 1
@@ -93,6 +95,8 @@ class EngineGrid(Grid):
     partial_sums : bool
         Let workers average what they trained, and send one reply for all of it. For strategies that look
         at nothing but the mean.
+    state_memory_mb : float
+        Memory for what clients keep between messages; what is more goes to a temporary file.
     """
 
     def __init__(
@@ -102,22 +106,26 @@ class EngineGrid(Grid):
         *,
         cohort: int | None = None,
         partial_sums: bool = False,
+        state_memory_mb: float = 1024.0,
     ) -> None:
         identify_as_server()
-        self.check(cohort=cohort)
+        self.check(cohort=cohort, state_memory_mb=state_memory_mb)
         self.sizes = np.asarray(sizes, dtype=np.int64)
         self.observer = observer
         self.cohort_width = cohort
         self.partial_sums = partial_sums
         self.alone: str | None = None
         """Why clients train one at a time, once a worker has said so."""
+        self._states = ClientStates(int(state_memory_mb * 2**20))
         self.busy_seconds = 0.0
         self._visible: list[int] | None = None
         self._pulled: dict[str, Message] = {}
 
     @classmethod
-    def check(cls, *, cohort: int | None = None, **options: Any) -> None:  # noqa: ARG003
+    def check(cls, *, cohort: int | None = None, state_memory_mb: float = 0.0, **options: Any) -> None:  # noqa: ARG003
         """Raise ValueError, starting with the name of the option, for a value that cannot be."""
+        if state_memory_mb < 0:
+            raise ValueError(f"state_memory_mb: must be 0 or more, got {state_memory_mb}")
         if cohort is not None and cohort < 1:
             raise ValueError(f"cohort: must be 1 or more, got {cohort}")
 
@@ -140,6 +148,12 @@ class EngineGrid(Grid):
     def load_engine_state(self, state: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Take up what :meth:`engine_state` gave."""
         return
+
+    def _load(self, states: Mapping[int, RecordDict]) -> None:
+        self._states.clear()
+        for node, state in states.items():
+            if (packed := pack_state(state, {})) is not None:
+                self._states[node] = packed
 
     def wait(self) -> None:
         """Wait until the engine is up, so that its start is no part of the first round."""

@@ -19,6 +19,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 
 from .costs import Costs
 from .grid import EngineGrid, Observer, Outcome, identify_as_server, partition_of
+from .states import ClientState, pack_state, unpack_state
 from .worker import AppFactory, Manner, Worker, single_thread
 
 _ATTEMPTS = 3
@@ -32,29 +33,13 @@ _IDLE: dict[tuple[float, float], list[Any]] = {}
 
 
 @dataclass(frozen=True)
-class _Pointer:
-    """Stands in a client's state for a record that came with a message, so that it is stored once."""
-
-    content: int
-    record: str
-
-
-@dataclass(frozen=True)
-class _State:
-    """A client's packed state, and the contents that its pointers need."""
-
-    packed: bytes
-    contents: frozenset[int]
-
-
-@dataclass(frozen=True)
 class _Job:
     """One message of a work list, without its content."""
 
     position: int
     shell: Message
     content: int
-    state: _State | None
+    state: ClientState | None
 
 
 @dataclass
@@ -80,7 +65,7 @@ class _Actor:
 
     def run(
         self, _ready: object, jobs: list[_Job], keys: list[int], pinned: dict[int, Any], *contents: RecordDict
-    ) -> tuple[list[Outcome], list[_State | None], str | None]:
+    ) -> tuple[list[Outcome], list[ClientState | None], str | None]:
         # Where serve failed, so does its result as an argument: no worker goes on with an app of before.
         now = dict(zip(keys, contents, strict=True))
         self._contents = {k: c for k, c in self._contents.items() if k in pinned} | now
@@ -89,31 +74,9 @@ class _Actor:
         messages = [job.shell for job in jobs]
         for message, job in zip(messages, jobs, strict=True):
             message.content = self._contents[job.content]
-        states = [self._load(job.state) for job in jobs]
+        states = [unpack_state(job.state, self._contents) for job in jobs]
         outcomes = self._worker.run(messages, states)
-        return outcomes, [self._dump(state) for state in states], self._worker.alone
-
-    def _load(self, state: _State | None) -> RecordDict:
-        return _unpack_state(state, self._contents) if state else RecordDict()
-
-    def _dump(self, state: RecordDict) -> _State | None:
-        if not state:
-            return None
-        known = {
-            id(record): _Pointer(key, name)
-            for key, content in self._contents.items()
-            for name, record in content.items()
-        }
-        entries = {k: known.get(id(v), v) for k, v in state.items()}
-        pointed = frozenset(v.content for v in entries.values() if isinstance(v, _Pointer))
-        return _State(pickle.dumps(entries, protocol=5), pointed)
-
-
-def _unpack_state(state: _State, contents: Mapping[int, RecordDict]) -> RecordDict:
-    entries = pickle.loads(state.packed)
-    return RecordDict(
-        {k: contents[v.content][v.record] if isinstance(v, _Pointer) else v for k, v in entries.items()}
-    )
+        return outcomes, [pack_state(state, self._contents) for state in states], self._worker.alone
 
 
 class RayGrid(EngineGrid):
@@ -129,7 +92,7 @@ class RayGrid(EngineGrid):
     ----------
     app_factory : callable
         Makes the ClientApp; large arrays in it are shared through the object store.
-    sizes, observer, cohort, partial_sums
+    sizes, observer, cohort, partial_sums, state_memory_mb
         As in :class:`EngineGrid`.
     workers : int or None
         Number of worker processes; ``None`` is one for each CPU core, or for each share of a GPU.
@@ -149,8 +112,11 @@ class RayGrid(EngineGrid):
         address: str | None = None,
         cohort: int | None = None,
         partial_sums: bool = False,
+        state_memory_mb: float = 1024.0,
     ) -> None:
-        super().__init__(sizes, observer, cohort=cohort, partial_sums=partial_sums)
+        super().__init__(
+            sizes, observer, cohort=cohort, partial_sums=partial_sums, state_memory_mb=state_memory_mb
+        )
         self.check(workers=workers, gpus_per_worker=gpus_per_worker)
         start_ray(address, workers)
         count = workers or _default_workers(gpus_per_worker)
@@ -166,7 +132,6 @@ class RayGrid(EngineGrid):
         self._manner = Manner(cohort, partial_sums)
         self._ready: dict[Any, Any] = {}
         self._workers = [self._hire() for _ in range(min(count, max(len(self.sizes), 1)))]
-        self._states: dict[int, _State] = {}
         self._costs = Costs(self.sizes)
         self._contents = 0
         self._pinned: dict[int, Any] = {}
@@ -175,13 +140,12 @@ class RayGrid(EngineGrid):
     def check(
         cls,
         *,
-        cohort: int | None = None,
         workers: int | None = None,
         gpus_per_worker: float = 0.0,
         **options: Any,
     ) -> None:
         """Raise ValueError for numbers that cannot be."""
-        super().check(cohort=cohort, **options)
+        super().check(**options)
         if workers is not None and workers < 1:
             raise ValueError(f"workers: must be 1 or more, got {workers}")
         if gpus_per_worker < 0:
@@ -197,13 +161,11 @@ class RayGrid(EngineGrid):
     def client_states(self) -> dict[int, RecordDict]:
         """As in :class:`EngineGrid`."""
         contents = {key: ray.get(ref) for key, ref in self._pinned.items()}
-        return {node: _unpack_state(state, contents) for node, state in sorted(self._states.items())}
+        return {node: unpack_state(state, contents) for node, state in self._states.items()}
 
     def load_client_states(self, states: Mapping[int, RecordDict]) -> None:
         """As in :class:`EngineGrid`."""
-        self._states = {
-            node: _State(pickle.dumps(dict(state), protocol=5), frozenset()) for node, state in states.items()
-        }
+        self._load(states)
 
     def execute(self, messages: list[Message]) -> list[Outcome]:
         """Push one work list to each worker and gather the outcomes."""
@@ -240,9 +202,8 @@ class RayGrid(EngineGrid):
                 if state:
                     self._states[node] = state
                 else:
-                    self._states.pop(node, None)
-        needed = frozenset().union(*(s.contents for s in self._states.values()))
-        self._pinned = {k: ref for k, ref in (self._pinned | refs).items() if k in needed}
+                    self._states.pop(node)
+        self._pinned = {k: ref for k, ref in (self._pinned | refs).items() if k in self._states.tags}
         return [outcomes[i] for i in range(len(messages))]
 
     def _place(self, messages: list[Message], keys: dict[int, int]) -> list[_WorkList]:
@@ -282,6 +243,7 @@ class RayGrid(EngineGrid):
         """Leave the workers, which took seconds to start, to the next run of this process."""
         self._idle += self._workers
         self._workers = []
+        self._states.close()
 
 
 def start_ray(address: str | None = None, workers: int | None = None) -> None:

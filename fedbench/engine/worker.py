@@ -120,14 +120,16 @@ class Worker:
             return [self._one(messages[0], states[0])]
         contexts = [self._context(m, s) for m, s in zip(messages, states, strict=True)]
         started = time.perf_counter()
+        kept = [dict(state) for state in states]
         try:
             answers = self.app.train_together(messages, contexts, merge=self.manner.merge)
         except torch.OutOfMemoryError:
-            self._most = len(messages) // 2
+            _restore(states, kept)
+            self._most = half = len(messages) // 2
             torch.cuda.empty_cache()
-            half = len(messages) // 2
             return self._unit(messages[:half], states[:half]) + self._unit(messages[half:], states[half:])
         except Exception as error:
+            _restore(states, kept)
             # Whose fault it is shows when they train one at a time: a client's own, or the rule's or model's.
             outcomes = [self._one(m, s) for m, s in zip(messages, states, strict=True)]
             if not any(o.reply is not None and o.reply.has_error() for o in outcomes):
@@ -208,6 +210,12 @@ class _Merged:
         reply.content = RecordDict(records)
         own = done[first]
         return {first: Outcome(reply, own.seconds, own.metrics, own.up)}
+
+
+def _restore(states: Sequence[RecordDict], kept: Sequence[Mapping[str, Any]]) -> None:
+    for state, before in zip(states, kept, strict=True):
+        state.clear()
+        state.update(before)
 
 
 def _trained(message: Message, outcome: Outcome) -> bool:

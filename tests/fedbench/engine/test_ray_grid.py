@@ -167,7 +167,7 @@ def test_what_came_with_a_message_is_stored_once(start):
     grid = start()
     ask(grid, big(1.0), "query.keep")
     assert metric(ask(grid, content()), "shift") == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    assert sum(len(state.packed) for state in grid._states.values()) < 8 * BIG / 100
+    assert sum(len(state.packed) for _, state in grid._states.items()) < 8 * BIG / 100
     assert len(grid._pinned) == 1
 
     # Another record for half of them: both are needed, and each is there once.
