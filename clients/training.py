@@ -87,6 +87,17 @@ class Training:
         """Learning rate of a round, counted from 1."""
         return self.lr * self.lr_decay ** (server_round - 1)
 
+    def examples(self, rows: int) -> int:
+        """Rows that pass through the model in a round of a client that has ``rows``, repetitions included."""
+        if rows == 0:
+            return 0
+        if self.replace:
+            return (self.steps or 1) * min(self.batch_size, rows)
+        if self.steps is None:
+            return self.epochs * rows
+        epochs, further = divmod(self.steps, math.ceil(rows / self.batch_size))
+        return epochs * rows + further * self.batch_size
+
     def plan(self, rows: int, rng: np.random.Generator, smallest: int = 1) -> Plan:
         """Positions of the rows of every batch of a round, in order.
 

@@ -28,6 +28,7 @@ from fedbench.config.objects import load
 PAGE = Path(__file__).with_name("methods.md")
 FAMILIES = {
     "global": "One model for all clients",
+    "asynchronous": "One model, moved whenever clients have answered",
     "personal": "A model for each client",
     "robust": "Robust averages",
 }

@@ -4,14 +4,17 @@ Nothing here needs the rest of fedbench: flwr, torch and numpy are enough.
 """
 
 from .apfl import APFL, APFLRule
+from .asynchronous import Asynchronous
 from .attacks import Attack, GaussianNoise, LabelFlip, ModelReplacement, SignFlip, attackers
 from .ccvr import CCVR, CCVRRule
 from .client import RuleClient, weighted_cross_entropy
 from .ditto import Ditto, DittoRule
 from .errors import StrategyError
+from .fedasync import FedAsync, FedAsyncRule
 from .fedavg_ft import FedAvgFT, FedAvgFTRule
 from .fedbabu import FedBABU, FedBABURule
 from .fedbn import FedBN, FedBNRule
+from .fedbuff import FedBuff
 from .feddyn import FedDyn, FedDynRule
 from .fedlc import FedLC, FedLCRule
 from .fednova import FedNova, FedNovaRule
@@ -43,6 +46,7 @@ __all__ = [
     "SGD",
     "APFLRule",
     "Adam",
+    "Asynchronous",
     "Attack",
     "CCVRRule",
     "DataRule",
@@ -50,12 +54,15 @@ __all__ = [
     "DittoRule",
     "Examples",
     "FPLRule",
+    "FedAsync",
+    "FedAsyncRule",
     "FedAvgFT",
     "FedAvgFTRule",
     "FedBABU",
     "FedBABURule",
     "FedBN",
     "FedBNRule",
+    "FedBuff",
     "FedDyn",
     "FedDynRule",
     "FedLC",

@@ -112,3 +112,22 @@ def test_optimizers_get_their_options():
 def test_what_cannot_be_is_refused_in_one_line(options, message):
     with pytest.raises(ValueError, match=message):
         Training(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 1},
+        {"epochs": 3},
+        {"steps": 1},
+        {"steps": 5},
+        {"steps": 7},
+        {"steps": 4, "replace": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("rows", [0, 1, 5, 8, 9, 31])
+def test_examples_are_those_of_the_plan(options, rows):
+    training = Training(batch_size=8, **options)
+    plan = training.plan(rows, np.random.default_rng(0))
+    assert training.examples(rows) == sum(len(batch) for batch in plan)
