@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.serverapp.strategy import Bulyan, FedAvg, FedTrimmedAvg, MultiKrum, Strategy
 from omegaconf import DictConfig, OmegaConf
@@ -16,18 +18,25 @@ from torch import nn
 from clients.app import ClientSpec, make_client_app
 from clients.features.base import cached_features
 from clients.tasks.base import Task
+from clients.training import Training
 from scenarios import Dataset, Federation
+from scenarios.federation import Names
+from strategies.asynchronous import Asynchronous
 from strategies.attacks import Attack, attackers
 from strategies.functional import Stateless
 from strategies.local import LocalRule
-from strategies.method import Method
+from strategies.method import Method, may_merge
 from strategies.seeding import torch_seed
 
 from .config.objects import call, check_options, contents, load, make
 from .engine.grid import EngineGrid, Observer
+from .engine.system import System, SystemGrid
 from .errors import NotApplicable, UserError
 
 log = logging.getLogger("fedbench")
+
+_NAMED = 1_000
+"""Attackers that the log names."""
 
 _MAX_ALIGNED_DIMENSION = 4096
 """An eigendecomposition of this size takes half a minute a class; beyond it, features are needed."""
@@ -64,6 +73,11 @@ class Bench:
         return str(strategy if align in ("none", strategy) else f"{strategy}+{align}")
 
     @property
+    def asynchronous(self) -> bool:
+        """Whether the strategy asks clients one by one, whenever one is done."""
+        return isinstance(_unaligned(self.config, self.strategy), Asynchronous)
+
+    @property
     def attackers(self) -> list[int]:
         """Partition ids of the malicious clients, in order."""
         return sorted(self.spec.attackers)
@@ -80,6 +94,7 @@ def build(config: DictConfig) -> Bench:
     _check_run(config)
     _check_engine(config)
     strategy = _strategy(config)
+    system = _system(config, strategy)
     attack = _attack(config)
     _check_privacy_options(config)
     dataset = make(config.data, "data").load()
@@ -95,23 +110,31 @@ def build(config: DictConfig) -> Bench:
     _check_alignment(config, federation)
     _check_rule(config, spec)
     _check_attack(config, spec)
-    sizes = [len(c.train) for c in federation.clients]
+    sizes = federation.sizes
     if config.clients_per_round is not None and not 1 <= config.clients_per_round <= len(sizes):
         raise UserError(
             f"clients_per_round={config.clients_per_round}: must be between 1 and the {len(sizes)} clients"
         )
     sampled = config.clients_per_round or len(sizes)
     method = _unaligned(config, strategy)
+    _check_evaluation(config, method, len(sizes))
     _check_robust(config, method, sampled)
     _check_privacy(config, spec, method)
     if config.privacy.get("_target_"):
         strategy = _strategy(config, sampled)
 
+    engine = config.engine
+    if engine.get("partial_sums") and not may_merge(_unaligned(config, strategy)):
+        engine = OmegaConf.merge(engine, {"partial_sums": False})
+
     def make_grid(observer: Observer) -> EngineGrid:
         _say(config, spec, method, len(sizes))  # not above, because a run keeps a log from its start on
         factory = partial(make_client_app, spec)
-        grid: EngineGrid = make(config.engine, "engine", app_factory=factory, sizes=sizes, observer=observer)
-        return grid
+        grid: EngineGrid = make(engine, "engine", app_factory=factory, sizes=sizes, observer=observer)
+        if system is None:
+            return grid
+        work = partial(_work, spec.training, grid.sizes)
+        return SystemGrid(grid, system, work, config.seed, observer, config.clients_per_round)
 
     return Bench(config, federation, spec, strategy, make_grid)
 
@@ -165,6 +188,36 @@ def _unaligned(config: DictConfig, strategy: Strategy) -> Strategy:
     return inner
 
 
+def _system(config: DictConfig, strategy: Strategy) -> System | None:
+    """Devices and networks, if there are any, held against the way in which the strategy asks clients."""
+    name, chosen, count = config.choices.strategy, config.choices.system, config.clients_per_round
+    asynchronous = isinstance(_unaligned(config, strategy), Asynchronous)
+    if not config.system.get("_target_"):
+        if asynchronous:
+            raise NotApplicable(
+                f"strategy={name} is asynchronous and needs a clock, but system={chosen} has none; choose "
+                "another, e.g. system=cross_device"
+            )
+        return None
+    system: System = make(config.system, "system")
+    if asynchronous and count is not None:
+        raise NotApplicable(
+            f"strategy={name} asks clients one by one, so clients_per_round={count} says nothing; "
+            "set strategy.concurrency"
+        )
+    if system.over_sampling and count is None:
+        raise NotApplicable(
+            f"system.over_sampling={system.over_sampling}: asks for more than clients_per_round, which "
+            f"{f'strategy={name} has none of' if asynchronous else 'is null'}; use 0"
+        )
+    return system
+
+
+def _work(training: Training, sizes: npt.NDArray[np.int64], partition: int) -> int:
+    """Examples that a client trains on in a round."""
+    return training.examples(int(sizes[partition]))
+
+
 def _attack(config: DictConfig) -> Attack | None:
     node = config.attack
     if not node.get("_target_"):
@@ -206,10 +259,10 @@ def _federation(config: DictConfig, dataset: Dataset) -> Federation:
     return federation
 
 
-def _domains(federation: Federation) -> list[str]:
+def _domains(federation: Federation) -> Names:
     """Domain of each client; where some mix domains, all count as mixed, a pure one being so by chance."""
-    names = [federation.domain_of(i) for i in range(len(federation.clients))]
-    return ["mixed"] * len(names) if "mixed" in names else names
+    names = federation.domains
+    return replace(names, places=np.full_like(names.places, -1)) if names.places.min() < 0 else names
 
 
 def _client_spec(
@@ -296,6 +349,21 @@ def _check_attack(config: DictConfig, spec: ClientSpec) -> None:
     call(lambda **_: attack.poison(one_each, spec.classes), "attack", _options(config.attack))
 
 
+def _check_evaluation(config: DictConfig, strategy: Strategy, clients: int) -> None:
+    count = config.eval_clients
+    if count is None:
+        return
+    if not 0 <= count <= clients:
+        raise UserError(
+            f"eval_clients={count}: must be between 1 and the {clients} clients, 0 for none or null for all"
+        )
+    if count == 0 and getattr(strategy, "personal", False):
+        raise NotApplicable(
+            f"eval_clients=0 tests the global model alone, but strategy={config.choices.strategy} leaves "
+            "clients models of their own; use null or a number of clients"
+        )
+
+
 def _check_robust(config: DictConfig, strategy: Strategy, clients: int) -> None:
     """Refuse what Flower lets pass: with too few clients, its robust strategies withstand nothing."""
     name = config.choices.strategy
@@ -351,8 +419,10 @@ def _say(config: DictConfig, spec: ClientSpec, strategy: Strategy, clients: int)
     """Log who attacks, and what privacy does not keep."""
     chosen = config.choices
     if spec.attackers:
-        who = ", ".join(map(str, sorted(spec.attackers)))
+        who = ", ".join(map(str, sorted(spec.attackers)[:_NAMED])) + ", ..." * (len(spec.attackers) > _NAMED)
         log.info("attack=%s: %d of %d clients: %s", chosen.attack, len(spec.attackers), clients, who)
+    if config.engine.get("partial_sums") and not may_merge(strategy):
+        log.info("engine.partial_sums: of no effect, strategy=%s looks at single updates", chosen.strategy)
     mean = type(strategy).aggregate_train in (FedAvg.aggregate_train, Method.aggregate_train)
     weighting = spec.training.weighting
     if config.privacy.get("noise_multiplier") and not (mean and weighting == "uniform"):

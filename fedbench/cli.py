@@ -23,10 +23,11 @@ examples:
   fedbench run -m strategy=fedavg,ggeur seed=0,1,2       every combination, mean and deviation over seeds
   fedbench run strategy=scaffold align=ggeur             GGEUR around any strategy
   fedbench run strategy=krum attack=sign_flip            a robust strategy against attackers
+  fedbench run system=cross_device strategy=fedbuff      an asynchronous method on unequal devices
   fedbench run experiment=ggeur_e1                       a preset with its own sweep
 
-common keys: scenario, data, data.root, client, features, strategy, align, attack, privacy, engine, rounds,
-seed, run_dir, experiment; `fedbench list` shows every choice, `--cfg` the whole configuration.
+common keys: scenario, data, data.root, client, features, strategy, align, attack, privacy, system, engine,
+rounds, seed, run_dir, experiment; `fedbench list` shows every choice, `--cfg` the whole configuration.
 """
 
 

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from clients.training import evaluate
-from strategies.client import record
+from strategies.arrays import record, tensors_of
 from strategies.errors import StrategyError
 from strategies.functional import Params, Stateless
 from strategies.seeding import generator, torch_seed
@@ -30,16 +30,18 @@ from strategies.state import load_state_dict, state_dict
 from .bench import Bench, build
 from .config.compose import as_yaml, settings
 from .engine.grid import EngineGrid, Exchange
-from .engine.worker import single_thread
+from .engine.system import LOSSES, SystemGrid
+from .engine.worker import CLIENT_LOST, single_thread
 from .errors import RunFailed, UserError
 from .report.split_picture import split_picture
 from .results.run_dir import RunDirectory, Weights, load_checkpoint, read_summary, weights_digest
+from .results.split import describe_split
 from .results.state import from_records, to_records
 
 log = logging.getLogger("fedbench")
 
 Sums = dict[str, float]
-_BOOKS = ("bytes", "seconds", "client_metrics", "history", "failures")
+_BOOKS = ("bytes", "seconds", "client_metrics", "history", "failures", "lost")
 """What a run has counted so far."""
 _LAST = 5
 """Evaluated rounds that the ``last_5`` figures average."""
@@ -68,8 +70,11 @@ class Run:
         """Sum and count of every number that clients reported."""
         self.history: list[dict[str, Any]] = []
         self.failures = 0
+        self.lost = dict.fromkeys(LOSSES, 0)
+        """Clients whose work a system lost, by reason."""
+        self._clock: float | None = None
         self._round = self._completed = 0
-        self._restored: tuple[ArrayRecord, dict[int, RecordDict]] | None = None
+        self._restored: tuple[ArrayRecord, dict[int, RecordDict], dict[str, Any]] | None = None
         self._exchanges: list[Exchange] = []
         self._tests = {
             domain: self._batch(rows) for domain, rows in bench.federation.tests.items() if len(rows)
@@ -87,12 +92,14 @@ class Run:
         """
         single_thread()
         started = time.perf_counter() - self.seconds.pop("total", 0.0)
-        arrays, clients = self._restored or (record(self.model.initial()), {})
+        arrays, clients, engine = self._restored or (record(self.model.initial()), {}, {})
         status = "failed"
         try:
             with self.bench.make_grid(self._observe) as grid:
                 grid.wait()
                 grid.load_client_states(clients)
+                if engine:
+                    grid.load_engine_state(engine)
                 self.seconds["start"] = time.perf_counter() - started
                 arrays = self._prepare(grid, arrays)
                 with self._progress() as progress:
@@ -125,14 +132,15 @@ class Run:
         prepare = getattr(self.bench.strategy, "prepare", None)
         started = time.perf_counter()
         if prepare is not None:
-            arrays = prepare(grid, arrays)
+            with self._everyone(grid):
+                arrays = prepare(grid, arrays)
         self.seconds["prepare"] = time.perf_counter() - started
         self._settle([])
         return arrays
 
     def _one_round(self, grid: EngineGrid, arrays: ArrayRecord) -> ArrayRecord:
         strategy, config = self.bench.strategy, self.config
-        with grid.cohort(self._chosen()):
+        with grid.cohort(self._chosen(grid)):
             started = time.perf_counter()
             self._seed_flower("train")
             messages = strategy.configure_train(self._round, arrays, ConfigRecord(), grid)
@@ -141,34 +149,70 @@ class Run:
         self._settle(replies)
         started = time.perf_counter()
         self._seed_flower("aggregate")
-        aggregated = strategy.aggregate_train(self._round, replies)[0]
+        aggregated = None
+        if replies and all(r.has_error() for r in replies):
+            log.warning(
+                "round %d: none of %d clients finished; the model stays as it is", self._round, len(replies)
+            )
+        else:
+            aggregated = strategy.aggregate_train(self._round, replies)[0]
         finish = getattr(strategy, "finish", None)
-        if aggregated is not None and finish is not None and self._round == config.rounds:
-            aggregated = finish(grid, aggregated)
+        if finish is not None and self._round == config.rounds:
+            with self._everyone(grid):
+                aggregated = finish(grid, arrays if aggregated is None else aggregated)
             self._settle([])
         if aggregated is not None:
             # Some of Flower's server optimisers widen to float64; what is sent and counted stays as it was.
             arrays = record(self.model.to_device(tensors_of(aggregated)))
         self.seconds["aggregate"] += time.perf_counter() - started
+        self._tell_time(grid)
         if self._round % config.eval_every == 0 or self._round == config.rounds:
             started = time.perf_counter()
             self._seed_flower("evaluate")
-            messages = strategy.configure_evaluate(self._round, arrays, ConfigRecord(), grid)
-            replies = grid.send_and_receive(messages)
-            strategy.aggregate_evaluate(self._round, replies)
+            replies = []
+            if config.eval_clients != 0:
+                with self._evaluating(grid):
+                    messages = strategy.configure_evaluate(self._round, arrays, ConfigRecord(), grid)
+                replies = grid.send_and_receive(messages)
+                strategy.aggregate_evaluate(self._round, replies)
             exchanges = self._settle(replies)
             self._evaluated(arrays, exchanges)
             self.seconds["evaluate"] += time.perf_counter() - started
         return arrays
 
-    def _chosen(self) -> list[int] | None:
-        """Partitions of this round's clients: a function of (seed, round) and of nothing else."""
+    def _chosen(self, grid: EngineGrid) -> list[int] | None:
+        """Partitions of this round's clients: a function of (seed, round), and of who a system lets reach.
+
+        ``None`` shows all of them, and leaves it to the strategy whom it asks.
+        """
         count = self.config.clients_per_round
-        if count is None:
+        if self.bench.asynchronous:
             return None
         rng = generator(self.config.seed, "clients", self._round)
+        if isinstance(grid, SystemGrid):
+            return grid.chosen(count, rng)
+        if count is None:
+            return None
         chosen: list[int] = rng.choice(len(self.bench.federation.clients), count, replace=False).tolist()
         return chosen
+
+    def _everyone(self, grid: EngineGrid) -> AbstractContextManager[None]:
+        """A block in which a strategy sees all clients, whomever a system lets it reach."""
+        return grid.cohort(range(len(grid.sizes)) if isinstance(grid, SystemGrid) else None)
+
+    def _evaluating(self, grid: EngineGrid) -> AbstractContextManager[None]:
+        """A block in which a strategy sees the clients that evaluate: a function of (seed, round)."""
+        count = self.config.eval_clients
+        if count is None:
+            return self._everyone(grid)
+        rng = generator(self.config.seed, "evaluation clients", self._round)
+        return grid.cohort(rng.choice(len(self.bench.federation.clients), count, replace=False).tolist())
+
+    def _tell_time(self, grid: EngineGrid) -> None:
+        """Write down what a system's clock shows."""
+        if isinstance(grid, SystemGrid):
+            self._clock = grid.now
+            self.directory.record([self._row("train", "global", None, "virtual_seconds", grid.now)])
 
     def _seed_flower(self, phase: str) -> None:
         """Flower draws clients from Python's ``random``, and noise from NumPy's global stream."""
@@ -196,7 +240,10 @@ class Run:
             for e in exchanges
             for key, value in (*e.metrics.items(), ("bytes_down", e.down), ("bytes_up", e.up))
         )
-        failed = [e for e in exchanges if e.error is not None]
+        for e in exchanges:
+            if e.code == CLIENT_LOST:
+                self.lost[str(e.error)] += 1
+        failed = [e for e in exchanges if e.error is not None and e.code != CLIENT_LOST]
         self.failures += len(failed)
         for e in failed:
             log.error("client %d failed in round %d (%s):\n%s", e.node, self._round, e.phase, e.error)
@@ -233,6 +280,11 @@ class Run:
         """
         headline = self.task.headline
         domains = self._personal_domains(exchanges) if self.personal else self._global_domains(arrays)
+        if not domains:
+            raise RunFailed(
+                f"none of the {len(exchanges)} clients that evaluated round {self._round} could test its "
+                "model on rows of its own"
+            )
         clients, val = {}, dict.fromkeys(self.task.sums, 0.0)
         for e in exchanges:
             if e.error is None:
@@ -253,6 +305,7 @@ class Run:
             "mean_client": statistics.fmean(clients.values()) if clients else None,
             "worst_client": worst(clients.values()) if clients else None,
             "val": self.task.scores(val)[headline] if val["count"] else None,
+            "virtual_seconds": self._clock,
         }
         self.history.append(point)
         rows = [self._row("evaluate", "domain", d, k, v) for d, s in domains.items() for k, v in s.items()]
@@ -304,6 +357,7 @@ class Run:
             state = {
                 "strategy": state_dict(self.bench.strategy),
                 "clients": {k: from_records(v) for k, v in grid.client_states().items()},
+                "engine": grid.engine_state(),
                 "books": {name: getattr(self, name) for name in _BOOKS},
                 "settings": settings(self.config),
                 "order": list(weights),  # which safetensors does not keep, and Flower pairs arrays by
@@ -320,7 +374,8 @@ class Run:
                 self, name, type(own)(own.default_factory, book) if isinstance(own, defaultdict) else book
             )
         arrays = ArrayRecord({k: Array(weights[k]) for k in state["order"]})
-        self._restored = arrays, {int(k): to_records(v) for k, v in state["clients"].items()}
+        clients = {int(k): to_records(v) for k, v in state["clients"].items()}
+        self._restored = arrays, clients, state.get("engine", {})
 
     def _summary(self, arrays: ArrayRecord, status: str) -> dict[str, Any]:
         """Everything that a comparison reads; only ``timing`` depends on the clock."""
@@ -338,34 +393,28 @@ class Run:
             "higher_is_better": self.task.higher_is_better,
             "personal": self.personal,
             "rounds": self._round,
-            "split": [
-                {"domain": self.bench.federation.domain_of(i), "rows": c.num_examples}
-                for i, c in enumerate(self.bench.federation.clients)
-            ],
+            "split": describe_split(self.bench.federation),
             "final": self.history[-1] if self.history else None,
             "last_5": _mean_point(self.history[-_LAST:]) if self.history else None,
             "best_validation": best,
-            "history": [{k: p[k] for k in ("round", "avg", "val")} for p in self.history],
+            "history": [{k: p[k] for k in ("round", "avg", "val", "virtual_seconds")} for p in self.history],
             "bytes": {k: dict(v) for k, v in sorted(self.bytes.items())},
             "client_metrics": {k: total / n for k, (total, n) in sorted(self.client_metrics.items())},
             "diagnostics": dict(sorted(getattr(self.bench.strategy, "diagnostics", {}).items())),
             "failures": self.failures,
+            "lost": self.lost,
+            "virtual_seconds": self._clock,
             "weights_sha256": weights_digest({k: v.numpy() for k, v in arrays.items()}),
             "timing": {k: round(v, 3) for k, v in self.seconds.items()},
         }
 
 
-def tensors_of(arrays: ArrayRecord) -> Params:
-    """An array record as tensors."""
-    return {k: torch.from_numpy(v.numpy()) for k, v in arrays.items()}
-
-
 def _mean_point(points: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean over evaluated rounds of what a comparison shows."""
-    names = points[0]["domains"]
+    names = dict.fromkeys(d for p in points for d in p["domains"])  # clients that evaluate may differ
     return {
         "rounds": [p["round"] for p in points],
-        "domains": {d: statistics.fmean(p["domains"][d] for p in points) for d in names},
+        "domains": {d: statistics.fmean(p["domains"][d] for p in points if d in p["domains"]) for d in names},
         "avg": statistics.fmean(p["avg"] for p in points),
         "std": statistics.fmean(p["std"] for p in points),
         **{key: _mean_known(p[key] for p in points) for key in ("mean_client", "worst_client")},

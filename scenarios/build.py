@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 
-from scenarios.federation import ClientSplit, Dataset, Federation, Rows, ScenarioError
-from scenarios.skews.base import ClientRows, Skew, group_rows, labels_of, largest_remainder, portion
+from scenarios.federation import ClientSplits, Dataset, Federation, Parts, Rows, ScenarioError
+from scenarios.skews.base import (
+    Holdings,
+    Skew,
+    group_rows,
+    labels_of,
+    largest_remainder,
+    portion,
+    portions,
+)
 
 
 def build_federation(
@@ -60,22 +69,19 @@ def build_federation(
         held_out = _hold_out(dataset, cells, test_fraction, hold_out_rng)
     else:
         held_out = np.unique(dataset.test).astype(np.int64)
-    pool = np.setdiff1d(np.arange(len(dataset), dtype=np.int64), held_out)
+    free = np.ones(len(dataset), dtype=bool)
+    free[held_out] = False
+    pool = np.flatnonzero(free)
     if not len(pool):
         raise ScenarioError(f"data '{dataset.name}': no rows are left to train on; use more data")
 
-    held = skew.split(dataset, pool, skew_rng)
+    held = Holdings.of(skew.split(dataset, pool, skew_rng))
     _check_split(dataset, pool, held)
-    tests = _deal(held, held_out, cells, deal_rng)
-    clients = []
-    for (rows, domain), test in zip(held, tests, strict=True):
-        # The whole permutation is drawn even for no validation rows, so that the next client's is the same.
-        shuffled = val_rng.permutation(np.sort(rows))
-        size = min(portion(val_fraction, len(rows)), len(rows) - 1)
-        clients.append(ClientSplit(np.sort(shuffled[size:]), np.sort(shuffled[:size]), test, domain))
+    train, val = _set_aside(held.parts, val_fraction, val_rng)
+    test = _deal(held.parts, held_out, cells, deal_rng)
     of_domain = group_rows(held_out, dataset.domain[held_out])
     named = {name: of_domain.get(index, held_out[:0]) for index, name in enumerate(dataset.domains)}
-    return Federation(dataset, tuple(clients), named)
+    return Federation(dataset, ClientSplits(train, val, test, held.domain), named)
 
 
 def _check_fraction(field: str, value: Any) -> None:
@@ -97,31 +103,43 @@ def _hold_out(dataset: Dataset, cells: Rows, fraction: float, rng: np.random.Gen
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
 
 
-def _check_split(dataset: Dataset, pool: Rows, held: list[ClientRows]) -> None:
+def _check_split(dataset: Dataset, pool: Rows, held: Holdings) -> None:
     """Refuse a client without rows, a row held twice, and a row that is not in the pool."""
-    for client, (rows, _) in enumerate(held):
-        if not len(rows):
-            raise ScenarioError(
-                f"data '{dataset.name}': client {client} of {len(held)} gets no rows to train on; "
-                "use fewer clients, a milder skew or more data"
-            )
-    rows = np.concatenate([client.rows for client in held]) if held else pool[:0]
-    if not len(rows):
+    if not len(held):
         raise ScenarioError(f"data '{dataset.name}': the skew makes no clients; ask for at least one")
-    if len(np.unique(rows)) < len(rows):
+    if not held.parts.sizes.all():
+        client = np.argmin(held.parts.sizes)
+        raise ScenarioError(
+            f"data '{dataset.name}': client {client} of {len(held)} gets no rows to train on; "
+            "use fewer clients, a milder skew or more data"
+        )
+    rows = np.sort(held.parts.rows)
+    if (np.diff(rows) == 0).any():
         raise ScenarioError("the skew gives a row to two clients; the rows of its clients must be disjoint")
     if not np.isin(rows, pool).all():
         raise ScenarioError("the skew gives out rows that are not in its pool; use the rows it is handed")
 
 
-def _deal(held: list[ClientRows], held_out: Rows, cells: Rows, rng: np.random.Generator) -> list[Rows]:
+def _set_aside(held: Parts, fraction: float, rng: np.random.Generator) -> tuple[Parts, Parts]:
+    """Training and validation rows of every client."""
+    shuffled = held.rows.copy()
+    # All rows are shuffled even for no validation rows, so that the next client's order is the same.
+    for start, end in itertools.pairwise(held.starts.tolist()):
+        rng.shuffle(shuffled[start:end])
+    sizes = np.minimum(portions(fraction, held.sizes), held.sizes - 1)
+    owner = held.owner
+    aside = np.arange(len(shuffled)) - held.starts[owner] < sizes[owner]
+    train, val = (Parts.gather(shuffled[part], owner[part], len(held)) for part in (~aside, aside))
+    return train, val
+
+
+def _deal(held: Parts, held_out: Rows, cells: Rows, rng: np.random.Generator) -> Parts:
     """Test rows of every client."""
-    dealt: list[list[Rows]] = [[held_out[:0]] for _ in held]
-    width = int(cells.max()) + 1
-    counts = np.stack([np.bincount(cells[client.rows], minlength=width) for client in held])
+    holders = group_rows(held.owner, cells[held.rows])
+    dealt, owner = [held_out[:0]], [held_out[:0]]
     for cell, rows in group_rows(held_out, cells[held_out]).items():
-        if counts[:, cell].any():
-            sizes = largest_remainder(counts[:, cell], len(rows), rng)
-            for client, part in enumerate(np.split(rng.permutation(rows), np.cumsum(sizes)[:-1])):
-                dealt[client].append(part)
-    return [np.sort(np.concatenate(parts)) for parts in dealt]
+        if cell in holders:
+            sizes = largest_remainder(np.bincount(holders[cell], minlength=len(held)), len(rows), rng)
+            dealt.append(rng.permutation(rows))
+            owner.append(np.repeat(np.arange(len(held)), sizes))
+    return Parts.gather(np.concatenate(dealt), np.concatenate(owner), len(held))

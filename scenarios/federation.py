@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
+Item = TypeVar("Item", covariant=True)
 
 
 class ScenarioError(ValueError):
@@ -107,6 +110,140 @@ class ClientSplit:
         return len(self.train)
 
 
+class View(Sequence[Item]):
+    """A sequence whose entries are made when they are asked for; a slice is a list of them."""
+
+    @abstractmethod
+    def entry(self, index: int) -> Item:
+        """The entry at ``index``, from 0 to below the length."""
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        places = range(len(self))[index]
+        return self.entry(places) if isinstance(places, int) else [self.entry(each) for each in places]
+
+    def __iter__(self) -> Iterator[Item]:
+        return map(self.entry, range(len(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class Parts(View[Rows]):
+    """Row numbers of many parts, one after the other in a single array.
+
+    Parameters
+    ----------
+    rows : ndarray of int64
+        Those of all parts.
+    starts : ndarray of int64, shape (parts + 1,)
+        Part ``i`` is ``rows[starts[i] : starts[i + 1]]``.
+    """
+
+    rows: Rows
+    starts: Rows
+
+    @classmethod
+    def of(cls, parts: Iterable[Rows]) -> Parts:
+        """Put arrays one after the other."""
+        parts = [np.empty(0, dtype=np.int64), *parts]
+        return cls.cut(np.concatenate(parts), np.array([len(part) for part in parts[1:]], dtype=np.int64))
+
+    @classmethod
+    def cut(cls, rows: Rows, sizes: Rows) -> Parts:
+        """Cut rows into parts of these sizes."""
+        return cls(rows, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
+
+    @classmethod
+    def gather(cls, rows: Rows, owner: Rows, parts: int) -> Parts:
+        """Give every row to the part that ``owner`` names; each part is sorted."""
+        width = int(rows.max(initial=0)) + 1
+        key = owner * width + rows  # sorting this is several times faster than sorting by two keys
+        key.sort()
+        return cls.cut(key % width, np.bincount(owner, minlength=parts))
+
+    @property
+    def sizes(self) -> Rows:
+        """Number of rows of every part."""
+        return np.diff(self.starts)
+
+    @property
+    def owner(self) -> Rows:
+        """Part of every entry of ``rows``."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), self.sizes)
+
+    def sort(self) -> Parts:
+        """Parts with their rows in order."""
+        return Parts.gather(self.rows, self.owner, len(self))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def entry(self, index: int) -> Rows:
+        """Rows of a part, as a view."""
+        return self.rows[self.starts[index] : self.starts[index + 1]]
+
+
+@dataclass(frozen=True, eq=False)
+class ClientSplits(View[ClientSplit]):
+    """The rows of all clients in seven flat arrays, however many the clients: a split is made when asked for.
+
+    Parameters
+    ----------
+    train, val, test : Parts
+        Rows of each client.
+    domain : ndarray of int64, shape (clients,)
+        Index of each client's domain, or -1 for a client that mixes domains.
+    """
+
+    train: Parts
+    val: Parts
+    test: Parts
+    domain: Rows
+
+    @classmethod
+    def of(cls, splits: Iterable[ClientSplit]) -> ClientSplits:
+        """Lay out single splits."""
+        splits = list(splits)
+        return cls(
+            Parts.of(split.train for split in splits),
+            Parts.of(split.val for split in splits),
+            Parts.of(split.test for split in splits),
+            np.array([split.domain for split in splits], dtype=np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.domain)
+
+    def entry(self, index: int) -> ClientSplit:
+        """Rows of a client, as views."""
+        return ClientSplit(self.train[index], self.val[index], self.test[index], int(self.domain[index]))
+
+
+@dataclass(frozen=True, eq=False)
+class Names(View[str]):
+    """A name for each client, held as a number.
+
+    Parameters
+    ----------
+    names : tuple of str
+        What can be named.
+    places : ndarray of int64, shape (clients,)
+        Where in ``names`` the name of each client is; negative numbers count from the end.
+    """
+
+    names: tuple[str, ...]
+    places: Rows
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def entry(self, index: int) -> str:
+        """Name of a client."""
+        return self.names[self.places[index]]
+
+
 @dataclass(frozen=True)
 class Federation:
     """Who holds what: the data set, its clients, and the test rows of every domain.
@@ -115,14 +252,14 @@ class Federation:
     ----------
     dataset : Dataset
         Arrays, held once.
-    clients : tuple of ClientSplit
+    clients : ClientSplits
         One entry a client; the position is the partition id.
     tests : dict of ndarray
         Domain name to its held-out rows, independent of how clients were split.
     """
 
     dataset: Dataset
-    clients: tuple[ClientSplit, ...]
+    clients: ClientSplits
     tests: dict[str, Rows]
 
     @property
@@ -130,7 +267,16 @@ class Federation:
         """What a model has to know of the data."""
         return self.dataset.meta
 
+    @property
+    def sizes(self) -> Rows:
+        """Number of training rows of every client."""
+        return self.clients.train.sizes
+
+    @property
+    def domains(self) -> Names:
+        """Name of every client's domain, or ``"mixed"``."""
+        return Names((*self.dataset.domains, "mixed"), self.clients.domain)
+
     def domain_of(self, client: int) -> str:
         """Name of a client's domain, or ``"mixed"``."""
-        index = self.clients[client].domain
-        return "mixed" if index < 0 else self.dataset.domains[index]
+        return self.domains[client]

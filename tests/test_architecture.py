@@ -111,7 +111,7 @@ def check(node, where, *without, target=None, positional=0):
     options = OmegaConf.to_container(node)
     target = options.pop("_target_", target)
     if target is None:
-        assert where in ("features", "align", "attack", "privacy")  # the choice `none`
+        assert where in ("features", "align", "attack", "privacy", "system")  # the choice `none`
         assert not options
         return
     options = {key: value for key, value in options.items() if key not in without}

@@ -37,6 +37,7 @@ GROUPS = (
     "strategy",
     "attack",
     "privacy",
+    "system",
     "engine",
     "experiment",
 )

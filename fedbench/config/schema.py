@@ -14,7 +14,7 @@ class RunConfig:
 
     Parameters
     ----------
-    scenario, data, features, client, align, strategy, attack, privacy, engine
+    scenario, data, features, client, align, strategy, attack, privacy, system, engine
         Config groups; ``fedbench list`` shows the choices.
     rounds : int
         Federated rounds.
@@ -24,6 +24,9 @@ class RunConfig:
         Clients that train in a round, drawn anew each time; ``None`` is all.
     eval_every : int
         Rounds between evaluations; the last round is always evaluated.
+    eval_clients : int or None
+        Clients that test on their own rows in an evaluation, drawn anew each time; ``None`` is all, 0 none.
+        The global model is tested on the domains' rows all the same.
     max_failures : float
         Share of a round's clients that may fail before the run stops.
     run_dir : str or None
@@ -42,11 +45,13 @@ class RunConfig:
     strategy: Any = MISSING
     attack: Any = MISSING
     privacy: Any = MISSING
+    system: Any = MISSING
     engine: Any = MISSING
     rounds: int = 20
     seed: int = 0
     clients_per_round: int | None = None
     eval_every: int = 1
+    eval_clients: int | None = None
     max_failures: float = 0.0
     run_dir: str | None = None
     cache_dir: str = "${oc.env:FEDBENCH_CACHE,'~/.cache/fedbench'}"

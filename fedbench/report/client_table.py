@@ -25,18 +25,24 @@ def client_table(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str]) 
     Returns
     -------
     Table or None
-        ``None`` where the splits differ, or where each domain is one client and the main table says it all.
+        ``None`` where the splits differ, where clients are too many to be listed, or where each domain is one
+        client and the main table says it all.
     """
     first = summaries[0]
+    if isinstance(first["split"], Mapping):
+        return None
     same_split = all(s["split"] == first["split"] and s["seed"] == first["seed"] for s in summaries)
     domains = [c["domain"] for c in first["split"]]
     if not same_split or len(domains) == 1 or len(set(domains)) == len(domains):
         return None
     percent = 100 if first["headline"] == "accuracy" else 1
-    shown = range(min(len(domains), _MOST))
+    nodes: Sequence[int] = range(len(domains))
+    if len(domains) > _MOST:  # not all may have been asked
+        nodes = sorted({int(node) for s in summaries for node in s["final"]["clients"]}) or nodes
+    shown = nodes[:_MOST]
     caption = f"{first['headline']} after the last round on each client's own test rows"
-    if len(domains) > _MOST:
-        caption += f"; the first {_MOST} of {len(domains)} clients"
+    if len(shown) < len(domains):
+        caption += f"; the first {len(shown)} of {len(domains)} clients"
     table = Table(
         caption=caption,
         caption_justify="left",

@@ -1,4 +1,4 @@
-"""A picture of who holds what: clients against classes, coloured by domain."""
+"""A picture of who holds what: clients against classes, or how many clients hold how much, by domain."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scenarios.federation import Federation
+from fedbench.results.split import LISTED
+from scenarios.federation import Federation, Rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # The palette of Okabe and Ito, its two colours that print worst at the end; grey is for mixed clients.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
@@ -19,13 +21,17 @@ MIXED = "#7F7F7F"
 # More clients than this are shown by every n-th: to average neighbours would hide the skew.
 MOST_CLIENTS = 100
 
+# Columns of a histogram.
+BINS = 30
+
 
 def split_picture(federation: Federation, path: str | Path, title: str | None = None) -> None:
     """Write a PNG with a bubble for every client and class, its area the number of training rows.
 
     The longer of the two axes lies across, and bars along the clients show their sizes. Data without
     classes get the bars alone; of more than 100 clients every n-th is shown; more domains than there are
-    safe colours are not told apart.
+    safe colours are not told apart. More than 1,000 clients are counted instead: by their training rows, by
+    the share of their most frequent class, and the share of every class among all clients of a domain.
 
     Parameters
     ----------
@@ -38,10 +44,24 @@ def split_picture(federation: Federation, path: str | Path, title: str | None = 
     """
     from matplotlib.figure import Figure  # slow to import, so only here
 
+    total = len(federation.clients)
+    figure = Figure(dpi=150, facecolor="white", layout="constrained")
+    if title is None:
+        title = f"{federation.dataset.name}, {total} client{'s' if total > 1 else ''}"
+    figure.suptitle(title, fontsize=11)
+    legend = (_crowd if total > LISTED else _one_by_one)(figure, federation)
+    if legend:
+        place: dict[str, Any] = {"loc": "outside lower center", "ncols": 6, "frameon": False}
+        figure.legend(handles=legend, fontsize=8, columnspacing=1.4, handletextpad=0.7, **place)
+    figure.savefig(path)
+
+
+def _one_by_one(figure: Figure, federation: Federation) -> list[Any]:
+    """Draw clients against classes; return the entries of the legend."""
     total, classes = len(federation.clients), list(federation.meta.classes)
     every = -(-total // MOST_CLIENTS)
     clients = list(range(0, total, every))
-    sizes = [federation.clients[client].num_examples for client in clients]
+    sizes = federation.sizes[clients].tolist()
     across = len(clients) >= len(classes)  # clients lie across
     columns, rows = (len(clients), len(classes)) if across else (len(classes), len(clients))
 
@@ -50,13 +70,11 @@ def split_picture(federation: Federation, path: str | Path, title: str | None = 
     width = min(max(4.2, 0.11 * columns), 11.0)
     height = min(max(1.5, row * rows), 12.0)
     strip = 0.7 if across else 0.9
-    size = (width + 1.3, height + strip + 1.6) if across else (width + strip + 1.3, height + 1.6)
-    figure = Figure(size, dpi=150, facecolor="white", layout="constrained")
-    if title is None:
-        title = f"{federation.dataset.name}, {total} client{'s' if total > 1 else ''}"
-    figure.suptitle(title, fontsize=11)
+    figure.set_size_inches(
+        (width + 1.3, height + strip + 1.6) if across else (width + strip + 1.3, height + 1.6)
+    )
 
-    colours, legend = _colours(federation, clients)
+    colours, legend = _colours(federation, federation.clients.domain[clients].tolist())
     named = "client" if every == 1 else f"client (one of every {every} shown)"
     if not classes:
         bars = figure.subplots()
@@ -74,21 +92,82 @@ def split_picture(federation: Federation, path: str | Path, title: str | None = 
         _name_ticks(class_axis, classes, 100, "class", turned)
     _name_ticks(client_axis, [str(client) for client in clients], 26 if across else 100, named)
     _bars(bars, sizes, colours, across)
-    if legend:
-        place: dict[str, Any] = {"loc": "outside lower center", "ncols": 6, "frameon": False}
-        figure.legend(handles=legend, fontsize=8, columnspacing=1.4, handletextpad=0.7, **place)
-    figure.savefig(path)
+    return legend
 
 
-def _colours(federation: Federation, clients: list[int]) -> tuple[list[str], list[Any]]:
-    """Colour of every client, and legend entries where there is more than one domain to tell apart."""
+def _crowd(figure: Figure, federation: Federation) -> list[Any]:
+    """Draw how many clients hold how much; return the entries of the legend."""
+    domain, sizes, labels = federation.clients.domain, federation.sizes, federation.meta.classes
+    groups = np.unique(domain)
+    colours, legend = _colours(federation, groups.tolist())
+    height = min(0.6 + 0.24 * len(groups), 8.0)
+    figure.set_size_inches(7.0, 2.8 + (height if labels else 0))
+    if labels:
+        grid = figure.add_gridspec(2, 2, height_ratios=(2.0, height))
+        rows, single, together = (figure.add_subplot(cell) for cell in (grid[0, 0], grid[0, 1], grid[1, :]))
+        _share_panels(single, together, federation, groups, colours)
+    else:
+        rows = figure.subplots()
+    low, high = int(sizes.min()), int(sizes.max())
+    steps = np.geomspace if high > 50 * low else np.linspace
+    edges = np.unique(np.rint(steps(low, high + 1, BINS + 1))) - 0.5  # between whole numbers
+    by_domain = [sizes[domain == group] for group in groups]
+    _histogram(rows, by_domain, edges, colours, "training rows of a client")
+    if steps is np.geomspace:
+        rows.set_xscale("log")
+    else:
+        rows.locator_params(axis="x", nbins=6, integer=True, min_n_ticks=1)
+    return legend
+
+
+def _share_panels(
+    single: Axes, together: Axes, federation: Federation, groups: Rows, colours: list[str]
+) -> None:
+    """Draw what the largest class is of single clients, and every class of all clients of a domain."""
+    held, domain, labels = federation.clients.train, federation.clients.domain, federation.meta.classes
+    owner, label = held.owner, federation.dataset.arrays["y"][held.rows]
+    share = _largest(owner, label, len(labels)) / held.sizes
+    edges = np.linspace(0, 1, BINS + 1)
+    by_domain = [share[domain == group] for group in groups]
+    _histogram(single, by_domain, edges, colours, "share of a client's most frequent class")
+
+    cells = np.searchsorted(groups, domain)[owner] * len(labels) + label
+    counts = np.bincount(cells, minlength=len(groups) * len(labels)).reshape(len(groups), -1)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    darkest = max(shares.max(), 2 / len(labels))  # classes of equal size are a middle grey
+    image = together.imshow(shares, "Greys", aspect="auto", vmin=0, vmax=darkest)
+    bar = together.figure.colorbar(image, ax=together)
+    bar.set_label("share of rows", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    _name_ticks(together.yaxis, [federation.domains.names[group] for group in groups], 25, "domain")
+    _name_ticks(together.xaxis, list(labels), 40, "class", len("".join(labels)) > 80)
+
+
+def _largest(owner: Rows, label: Rows, classes: int) -> Rows:
+    """Rows of every client's most frequent class, shape (clients,)."""
+    cells = np.sort(owner * classes + label)
+    first = np.flatnonzero(np.diff(cells, prepend=-1))
+    client = cells[first] // classes
+    return np.maximum.reduceat(np.diff(first, append=len(cells)), np.flatnonzero(np.diff(client, prepend=-1)))
+
+
+def _histogram(axes: Axes, values: list[Any], edges: Any, colours: list[str], title: str) -> None:
+    """Number of clients by some number, those of each domain on top of the others."""
+    axes.hist(values, edges, stacked=True, color=colours)
+    axes.set_xlabel(title, fontsize=8)
+    axes.set_ylabel("clients", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _colours(federation: Federation, domains: list[int]) -> tuple[list[str], list[Any]]:
+    """Colour of each of these domains, and legend entries where there is more than one to tell apart."""
     from matplotlib.lines import Line2D
 
     names = federation.dataset.domains
     if len(names) > len(COLOURS):
-        return [COLOURS[0]] * len(clients), []
+        return [COLOURS[0]] * len(domains), []
     palette = {**dict(enumerate(COLOURS)), -1: MIXED}
-    domains = [federation.clients[client].domain for client in clients]
     present = [domain for domain in (*range(len(names)), -1) if domain in domains]
     marks = [
         Line2D(

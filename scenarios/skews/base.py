@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from scenarios.federation import Dataset, Rows, ScenarioError
+from scenarios.federation import Dataset, Parts, Rows, ScenarioError, View
 
-# Draws tried before a wished-for smallest client is called infeasible.
-DRAWS = 1000
+# Draws tried before a wished-for smallest client is called infeasible; fewer where one is of more numbers.
+DRAWS, NUMBERS = 1000, 10**6
 
 
 class ClientRows(NamedTuple):
@@ -22,11 +23,45 @@ class ClientRows(NamedTuple):
     domain: int
 
 
+@dataclass(frozen=True, eq=False)
+class Holdings(View[ClientRows]):
+    """What all clients hold in a few flat arrays, which a million clients need.
+
+    Parameters
+    ----------
+    parts : Parts
+        Training rows of each client, sorted.
+    domain : ndarray of int64, shape (clients,)
+        Index of each client's domain, or -1 where it mixes domains.
+    """
+
+    parts: Parts
+    domain: Rows
+
+    @classmethod
+    def of(cls, clients: Sequence[ClientRows]) -> Holdings:
+        """Lay out single clients; what is laid out already stays as it is."""
+        if isinstance(clients, Holdings):
+            return clients
+        domain = np.array([client.domain for client in clients], dtype=np.int64)
+        return cls(Parts.of(client.rows for client in clients).sort(), domain)
+
+    def __len__(self) -> int:
+        return len(self.domain)
+
+    def entry(self, index: int) -> ClientRows:
+        """Rows and domain of a client."""
+        return ClientRows(self.parts[index], int(self.domain[index]))
+
+
 class Skew(Protocol):
     """A way to divide rows among clients; its fields are its options."""
 
-    def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> list[ClientRows]:
-        """Divide ``pool``, the rows that may be trained on; clients are disjoint, rows may be left out."""
+    def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> Sequence[ClientRows]:
+        """Divide ``pool``, the rows that may be trained on; clients are disjoint, rows may be left out.
+
+        A list does for thousands of clients, `Holdings` for any number.
+        """
         ...
 
 
@@ -75,20 +110,38 @@ def labels_of(dataset: Dataset) -> Rows:
 
 def group_rows(rows: Rows, keys: Rows) -> dict[int, Rows]:
     """Rows of every value in ``keys`` (one key for each entry of ``rows``), values in ascending order."""
+    if not len(rows):
+        return {}
     order = np.argsort(keys, kind="stable")
-    values, starts = np.unique(keys[order], return_index=True)
-    return dict(zip(values.tolist(), np.split(rows[order], starts[1:]), strict=True)) if len(rows) else {}
+    ordered = keys[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 1))
+    return dict(zip(ordered[starts].tolist(), np.split(rows[order], starts[1:]), strict=True))
 
 
-def client_rows(dataset: Dataset, rows: Rows) -> ClientRows:
-    """Make a client of these rows; its domain is read from them."""
-    found = np.unique(dataset.domain[rows])
-    return ClientRows(np.sort(rows), int(found[0]) if len(found) == 1 else -1)
+def even_sizes(total: int, parts: int) -> Rows:
+    """Sizes of ``parts`` parts of ``total`` rows, the first larger by one where they cannot be equal."""
+    return total // parts + (np.arange(parts, dtype=np.int64) < total % parts)
+
+
+def holdings(dataset: Dataset, parts: Parts) -> Holdings:
+    """Make a client of each part; its domain is read from its rows."""
+    parts, domain = parts.sort(), np.full(len(parts), -1, dtype=np.int64)
+    filled = np.flatnonzero(parts.sizes)
+    if len(filled):
+        of_row, starts = dataset.domain[parts.rows], parts.starts[filled]
+        lowest, highest = np.minimum.reduceat(of_row, starts), np.maximum.reduceat(of_row, starts)
+        domain[filled] = np.where(lowest == highest, lowest, -1)
+    return Holdings(parts, domain)
 
 
 def portion(fraction: float, total: int) -> int:
     """Whole part of ``fraction * total``, safe from rounding: 0.29 * 100 gives 29."""
-    return int(fraction * total + 1e-9)
+    return int(portions(fraction, np.array(total)))
+
+
+def portions(fraction: float, totals: Rows) -> Rows:
+    """`portion` of each of many totals."""
+    return (fraction * totals + 1e-9).astype(np.int64)
 
 
 def largest_remainder(
@@ -113,12 +166,23 @@ def largest_remainder(
     ndarray of int64, shape (..., parts)
     """
     total = np.asarray(total)
-    quota = weights / weights.sum(axis=-1, keepdims=True) * total[..., None]
-    whole = np.floor(quota)
-    order = np.lexsort((rng.random(quota.shape), whole - quota), axis=-1)
-    rank = np.argsort(order, axis=-1)
-    missing = total - whole.sum(axis=-1)
-    return whole.astype(np.int64) + (rank < missing[..., None])
+    result = np.empty(weights.shape, dtype=np.int64)
+    for place in np.ndindex(weights.shape[:-1]):
+        quota = weights[place] / weights[place].sum() * total[place]
+        whole = np.floor(quota)
+        result[place] = whole
+        result[place][_first(whole - quota, rng.random(quota.shape), int(total[place] - whole.sum()))] += 1
+    return result
+
+
+def _first(values: npt.NDArray[Any], lots: npt.NDArray[Any], count: int) -> Rows:
+    """Places of the ``count`` smallest values, of equal ones those with the smallest lots; not in order."""
+    if count <= 0:
+        return np.empty(0, dtype=np.int64)
+    last = np.partition(values, count - 1)[count - 1]
+    below, equal = np.flatnonzero(values < last), np.flatnonzero(values == last)
+    by_lot = np.argsort(lots[equal], kind="stable")
+    return np.concatenate([below, equal[by_lot[: count - len(below)]]])
 
 
 def draw_counts(
@@ -131,14 +195,16 @@ def draw_counts(
     ScenarioError
         Where ``DRAWS`` draws do not give it; says how close they came, then ``remedy``.
     """
-    best = 0
-    for _ in range(DRAWS):
+    best = tried = 0
+    tries = DRAWS
+    while tried < tries:
         counts = draw()
         smallest = int(counts.sum(axis=0).min())
         if smallest >= minimum:
             return counts
-        best = max(best, smallest)
+        best, tried = max(best, smallest), tried + 1
+        tries = min(DRAWS, DRAWS * NUMBERS // counts.size)
     raise ScenarioError(
-        f"none of {DRAWS} draws left {minimum} rows or more to the smallest part (the best left {best}); "
+        f"none of {tried} draws left {minimum} rows or more to the smallest part (the best left {best}); "
         f"{remedy}"
     )

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scenarios.federation import Dataset, Rows, ScenarioError
+from scenarios.federation import Dataset, Parts, Rows, ScenarioError
 from scenarios.skews.base import (
-    ClientRows,
+    Holdings,
     check_count,
     check_domains,
     check_enough,
+    even_sizes,
     group_rows,
     portion,
 )
@@ -52,7 +53,7 @@ class DomainSkew:
         if self.rate_of not in ("train", "domain"):
             raise ValueError(f"rate_of: unknown, got {self.rate_of!r}; use 'train' or 'domain'")
 
-    def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> list[ClientRows]:
+    def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> Holdings:
         """Deal every domain's rows of ``pool`` to its own clients.
 
         Raises
@@ -62,15 +63,15 @@ class DomainSkew:
         """
         check_domains(dataset, "domain_skew")
         of_domain = group_rows(pool, dataset.domain[pool])
-        clients = []
+        kept = []
         for index, name in enumerate(dataset.domains):
             rows = rng.permutation(of_domain.get(index, pool[:0]))
             rows = rows[: self._kept(dataset, index, len(rows))]
             check_enough(dataset, len(rows), self.clients_per_domain, where=f", domain '{name}'")
-            clients += [
-                ClientRows(np.sort(part), index) for part in np.array_split(rows, self.clients_per_domain)
-            ]
-        return clients
+            kept.append(rows)
+        sizes = np.concatenate([even_sizes(len(rows), self.clients_per_domain) for rows in kept])
+        domain = np.repeat(np.arange(len(kept), dtype=np.int64), self.clients_per_domain)
+        return Holdings(Parts.cut(np.concatenate(kept), sizes).sort(), domain)
 
     def _kept(self, dataset: Dataset, index: int, available: int) -> int:
         if self.rate is None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from scenarios.federation import Dataset, Rows, ScenarioError
-from scenarios.skews.base import ClientRows, client_rows, labels_of
+from scenarios.federation import Dataset, Parts, Rows, ScenarioError
+from scenarios.skews.base import Holdings, holdings, labels_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class FlwrPartitioner:
                 "leave it out, it follows from the seed of the run"
             )
 
-    def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> list[ClientRows]:
+    def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> Holdings:
         """Divide ``pool``; some partitioners leave rows out.
 
         Raises
@@ -83,4 +83,4 @@ class FlwrPartitioner:
             parts = [divide.load_partition(part) for part in range(divide.num_partitions)]
         except (TypeError, ValueError) as error:
             raise ScenarioError(f"{self.partitioner} cannot divide data '{dataset.name}': {error}") from error
-        return [client_rows(dataset, np.array(part["row"], dtype=np.int64)) for part in parts]
+        return holdings(dataset, Parts.of(np.array(part["row"], dtype=np.int64) for part in parts))

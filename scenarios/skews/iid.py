@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scenarios.federation import Dataset, Rows
-from scenarios.skews.base import ClientRows, check_count, check_enough, client_rows
+from scenarios.federation import Dataset, Parts, Rows
+from scenarios.skews.base import Holdings, check_count, check_enough, even_sizes, holdings
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Iid:
     def __post_init__(self) -> None:
         check_count("clients", self.clients, 1)
 
-    def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> list[ClientRows]:
+    def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> Holdings:
         """Deal all rows of ``pool`` evenly; ScenarioError where they are fewer than the clients."""
         check_enough(dataset, len(pool), self.clients)
-        return [client_rows(dataset, rows) for rows in np.array_split(rng.permutation(pool), self.clients)]
+        return holdings(dataset, Parts.cut(rng.permutation(pool), even_sizes(len(pool), self.clients)))

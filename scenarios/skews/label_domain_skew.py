@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scenarios.federation import Dataset, Rows
+from scenarios.federation import Dataset, Parts, Rows
 from scenarios.skews.base import (
-    ClientRows,
+    Holdings,
     check_concentration,
     check_count,
     check_domains,
     draw_counts,
+    even_sizes,
     group_rows,
     labels_of,
 )
@@ -49,7 +50,7 @@ class LabelDomainSkew:
         check_count("clients_per_domain", self.clients_per_domain, 1)
         check_count("min_size", self.min_size, 1)
 
-    def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> list[ClientRows]:
+    def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> Holdings:
         """Keep and drop rows of ``pool``, then deal each domain's to its clients.
 
         Raises
@@ -79,8 +80,7 @@ class LabelDomainSkew:
         of_domain: list[list[Rows]] = [[] for _ in dataset.domains]
         for cell, rows in cells.items():
             of_domain[cell % domains].append(rng.permutation(rows)[: kept.flat[cell]])
-        return [
-            ClientRows(np.sort(part), index)
-            for index, rows in enumerate(of_domain)
-            for part in np.array_split(rng.permutation(np.concatenate(rows)), self.clients_per_domain)
-        ]
+        dealt = [rng.permutation(np.concatenate(rows)) for rows in of_domain]
+        sizes = np.concatenate([even_sizes(len(rows), self.clients_per_domain) for rows in dealt])
+        domain = np.repeat(np.arange(domains, dtype=np.int64), self.clients_per_domain)
+        return Holdings(Parts.cut(np.concatenate(dealt), sizes).sort(), domain)

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scenarios.federation import Dataset, Rows, ScenarioError
+from scenarios.federation import Dataset, Parts, Rows, ScenarioError
 from scenarios.skews.base import (
-    ClientRows,
+    Holdings,
     check_concentration,
     check_count,
     check_enough,
-    client_rows,
     draw_counts,
     group_rows,
+    holdings,
     labels_of,
     largest_remainder,
 )
@@ -53,7 +53,7 @@ class LabelSkew:
         check_count("min_per_class", self.min_per_class, 0)
         check_count("min_size", self.min_size, 1)
 
-    def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> list[ClientRows]:
+    def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> Holdings:
         """Divide all rows of ``pool``.
 
         Raises
@@ -75,11 +75,9 @@ class LabelSkew:
 
         remedy = f"raise alpha ({self.alpha}), use fewer clients ({self.clients}) or lower min_size"
         counts = draw_counts(draw, self.min_size, f"{remedy}: label_skew on data '{dataset.name}'")
-        parts = [
-            np.split(rng.permutation(rows), np.cumsum(of_class)[:-1])
-            for rows, of_class in zip(classes.values(), counts, strict=True)
-        ]
-        return [client_rows(dataset, np.concatenate(rows)) for rows in zip(*parts, strict=True)]
+        rows = np.concatenate([rng.permutation(of_class) for of_class in classes.values()])
+        owner = np.concatenate([np.repeat(np.arange(self.clients), of_class) for of_class in counts])
+        return holdings(dataset, Parts.gather(rows, owner, self.clients))
 
     def _too_few(self, dataset: Dataset, sizes: dict[int, int]) -> None:
         label = min(sizes, key=lambda each: sizes[each])

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scenarios.federation import Dataset, Rows
+from scenarios.federation import Dataset, Parts, Rows
 from scenarios.skews.base import (
-    ClientRows,
+    Holdings,
     check_concentration,
     check_count,
     check_enough,
-    client_rows,
+    holdings,
     largest_remainder,
 )
 
@@ -45,10 +45,9 @@ class QuantitySkew:
         check_concentration("alpha", self.alpha)
         check_count("min_size", self.min_size, 1)
 
-    def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> list[ClientRows]:
+    def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> Holdings:
         """Divide all rows of ``pool``; ScenarioError where ``min_size`` cannot be given to everyone."""
         check_enough(dataset, len(pool), self.clients, self.min_size)
         shares = rng.dirichlet(np.full(self.clients, float(self.alpha)))
         sizes = self.min_size + largest_remainder(shares, len(pool) - self.clients * self.min_size, rng)
-        parts = np.split(rng.permutation(pool), np.cumsum(sizes)[:-1])
-        return [client_rows(dataset, rows) for rows in parts]
+        return holdings(dataset, Parts.cut(rng.permutation(pool), sizes))

@@ -62,6 +62,9 @@ MISTAKES = {
     "max_failures=2": "max_failures=2.0: must be between 0 and 1",
     "clients_per_round=99": "clients_per_round=99: must be between 1 and the 4 clients",
     "clients_per_round=0": "clients_per_round=0: must be between 1 and the 4 clients",
+    "eval_clients=5": "eval_clients=5: must be between 1 and the 4 clients, 0 for none or null for all",
+    "eval_clients=-1": "eval_clients=-1: must be between 1 and the 4 clients, 0 for none or null for all",
+    "eval_clients=some": "eval_clients=some: must be a whole number or null\n",
     "scenario=label_skew scenario.alpha=-1": "scenario.alpha: not a Dirichlet concentration, got -1; use a n",
     "client.lr=-1": "client.lr: must be above 0, got -1",
     "scenario.val_fraction=2": "scenario.val_fraction: not a share, got 2; use a number from 0",
@@ -70,6 +73,7 @@ MISTAKES = {
     "align=ggeur align.rank=0": "align.rank: must be 1 or more, got 0",
     "scenario=iid scenario.clients=5000": "scenario: data 'digits': 1260 rows to train on cannot give 1 to e",
     # things that do not go together
+    "strategy=ditto eval_clients=0": "eval_clients=0 tests the global model alone, but strategy=ditto leaves",
     f"{DATA} client=cnn": "client.model: client 'cnn' needs images (channels, height, width)",
     "client=cnn strategy=ggeur": "align=ggeur works on feature vectors, but client=cnn",
     "data=gaussian_domains": "scenario: domain_skew: data 'gaussian_domains' have one domain only",

@@ -132,6 +132,106 @@ def test_chosen_clients_depend_on_seed_and_round_alone(tmp_path):
     assert chosen(tmp_path / "seed") != picks
 
 
+# --- clients that evaluate ---------------------------------------------------------------------------
+
+MANY = ["engine=serial", "scenario=iid", "scenario.clients=9", "data.domains=1", "strategy=fedavg"]
+
+
+def evaluating(path):
+    nodes = defaultdict(set)
+    for row in rows_of(path):
+        if (row["phase"], row["scope"]) == ("evaluate", "client"):
+            nodes[row["round"]].add(row["node"])
+    return dict(nodes)
+
+
+@pytest.fixture(scope="module")
+def all_evaluate(tmp_path_factory):
+    path = tmp_path_factory.mktemp("all") / "run"
+    return run(compose(*MANY), path), path
+
+
+def test_all_clients_evaluate_unless_told_otherwise(all_evaluate, tmp_path):
+    summary, path = all_evaluate
+    assert evaluating(path) == {number: set(range(9)) for number in (1, 2, 3)}
+    again = run(compose(*MANY, "eval_clients=9"), tmp_path / "run")  # a draw of all
+    assert again["history"] == summary["history"]
+    assert again["final"] == summary["final"]
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_some_or_no_clients_evaluate_and_all_else_stays(all_evaluate, tmp_path, count):
+    everyone = all_evaluate[0]
+    summary = run(compose(*MANY, f"eval_clients={count}"), tmp_path / "run")
+    assert summary["weights_sha256"] == everyone["weights_sha256"]
+    for key in ("domains", "avg", "std", "loss"):
+        assert summary["final"][key] == everyone["final"][key]
+    assert [p["avg"] for p in summary["history"]] == [p["avg"] for p in everyone["history"]]
+    asked = evaluating(tmp_path / "run")
+    if count:
+        assert [len(nodes) for nodes in asked.values()] == [4, 4, 4]
+        assert len({frozenset(nodes) for nodes in asked.values()}) > 1
+        scores = summary["final"]["clients"]
+        assert {int(node) for node in scores} <= asked[3]
+        assert scores == {k: v for k, v in everyone["final"]["clients"].items() if k in scores}
+        assert summary["bytes"]["evaluate"]["down"] * 9 == everyone["bytes"]["evaluate"]["down"] * 4
+    else:
+        assert asked == summary["final"]["clients"] == {}
+        assert "evaluate" not in summary["bytes"]
+        assert summary["final"]["worst_client"] is summary["best_validation"] is None
+    assert chosen(tmp_path / "run") == chosen(all_evaluate[1])
+
+
+def test_clients_that_evaluate_depend_on_seed_and_round_alone(tmp_path):
+    asked = []
+    for number, words in enumerate(
+        (["clients_per_round=2"], ["strategy=fedprox", "client.lr=0.2"], ["eval_every=2"], ["seed=1"])
+    ):
+        run(compose(*MANY[:-1], "strategy=fedavg", "eval_clients=3", *words), tmp_path / str(number))
+        asked.append(evaluating(tmp_path / str(number)))
+    assert asked[0] == asked[1]
+    assert asked[2] == {r: nodes for r, nodes in asked[0].items() if r in (2, 3)}
+    assert asked[3] != asked[0]
+
+
+def test_personal_models_of_some_clients(tmp_path):
+    words = ["engine=serial", "strategy=ditto", "scenario.clients_per_domain=2", "eval_clients=1"]
+    summary = run(compose(*words), tmp_path / "run")
+    domains = summary["last_5"]["domains"]
+    assert [len(nodes) for nodes in evaluating(tmp_path / "run").values()] == [1, 1, 1]
+    assert len(summary["final"]["domains"]) == 1
+    assert set(domains) >= set(summary["final"]["domains"])
+
+
+def test_a_personal_method_needs_somebody_with_test_rows(tmp_path):
+    words = ["engine=serial", "strategy=ditto", "scenario=iid", "scenario.clients=40", "data.domains=1"]
+    config = compose(*words, "data.test_per_class=1", "eval_clients=1", "seed=1")
+    with pytest.raises(RunFailed, match="none of the 1 clients that evaluated round 1 could test its model"):
+        run(config, tmp_path / "run")
+
+
+# --- many clients ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_round_of_some_of_two_hundred_thousand_clients(tmp_path):
+    words = ["engine=serial", "scenario=iid", "scenario.clients=200000", "data.domains=1", "strategy=fedavg"]
+    sizes = ["data.train_per_class=200000", "clients_per_round=50", "eval_clients=20", "rounds=2"]
+    summary = run(compose(*words, *sizes), tmp_path / "run")
+    assert summary["split"] == {
+        "clients": 200_000,
+        "domains": {
+            "domain_0": {
+                "clients": 200_000, "rows": 1_000_000, "smallest": 5, "median": 5.0, "largest": 5,
+            }
+        },
+    }  # fmt: skip
+    assert [len(nodes) for nodes in chosen(tmp_path / "run").values()] == [50, 50]
+    assert [len(nodes) for nodes in evaluating(tmp_path / "run").values()] == [20, 20]
+    assert (tmp_path / "run/summary.json").stat().st_size < 20_000
+    assert (tmp_path / "run/split.png").stat().st_size > 10_000
+
+
 # --- what is written down ----------------------------------------------------------------------------
 
 

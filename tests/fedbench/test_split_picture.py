@@ -3,7 +3,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from fedbench.report.split_picture import COLOURS, MIXED, split_picture
-from scenarios import ClientSplit, Dataset, Federation, Meta
+from scenarios import ClientSplit, ClientSplits, Dataset, Federation, Meta
 
 
 def federation(clients, classes, domains, mixed=False, per_client=12):
@@ -20,7 +20,7 @@ def federation(clients, classes, domains, mixed=False, per_client=12):
         ClientSplit(np.flatnonzero(owner == c), none, none, -1 if mixed else c % domains)
         for c in range(clients)
     )
-    return Federation(data, tuple(parts), {})
+    return Federation(data, ClientSplits.of(parts), {})
 
 
 def painted(path):
@@ -103,9 +103,8 @@ def test_area_is_in_proportion_to_rows(tmp_path, monkeypatch):
     data = Dataset(
         "toy", {"y": labels}, np.zeros(500, np.int64), ("d",), Meta("classification", (1,), ("a", "b"))
     )
-    split_picture(
-        Federation(data, (ClientSplit(np.arange(500), none, none, 0),), {}), tmp_path / "unused.png"
-    )
+    clients = ClientSplits.of([ClientSplit(np.arange(500), none, none, 0)])
+    split_picture(Federation(data, clients, {}), tmp_path / "unused.png")
     bubbles = drawn[0].axes[0].collections[0]
     large, small = bubbles.get_sizes()
     assert large == pytest.approx(4 * small)
@@ -114,3 +113,48 @@ def test_area_is_in_proportion_to_rows(tmp_path, monkeypatch):
         (handle.get_label(), handle.get_markersize() ** 2) for handle in drawn[0].legends[0].legend_handles
     ]
     assert marks == [("400 rows", pytest.approx(large)), ("100 rows", pytest.approx(small))]
+
+
+def test_a_crowd_is_counted(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: (drawn.append(self), save(self, path)))
+    none, rng = np.empty(0, np.int64), np.random.default_rng(0)
+    sizes = np.where(np.arange(1_200) < 400, 2, 5)
+    data = Dataset(
+        "toy", {"y": rng.integers(0, 3, sizes.sum())}, np.zeros(sizes.sum(), np.int64), ("one", "two"),
+        Meta("classification", (1,), ("a", "b", "c")),
+    )  # fmt: skip
+    data.arrays["y"][:800] = 2  # all that the small clients hold
+    ends = np.cumsum(sizes)
+    clients = ClientSplits.of(
+        ClientSplit(np.arange(end - size, end), none, none, int(size == 5))
+        for end, size in zip(ends, sizes, strict=True)
+    )
+    split_picture(Federation(data, clients, {}), tmp_path / "split.png")
+    by_name = {axes.get_xlabel(): axes for axes in drawn[0].axes}
+    bars = [bar for bar in by_name["training rows of a client"].patches if bar.get_height()]
+    assert [(bar.get_x() + 0.5, bar.get_height()) for bar in bars] == [(2, 400), (5, 800)]
+    shares = by_name["share of a client's most frequent class"].patches
+    assert sum(bar.get_height() for bar in shares) == 1_200
+    assert next(bar.get_height() for bar in shares if bar.get_x() > 0.95) == 400
+    (image,) = by_name["class"].images
+    assert image.get_array()[0].tolist() == [0, 0, 1]
+    counts = np.bincount(data.arrays["y"][800:], minlength=3)
+    assert image.get_array()[1].tolist() == pytest.approx((counts / 4_000).tolist())
+    assert [text.get_text() for text in by_name["class"].get_yticklabels()] == ["one", "two"]
+    assert [text.get_text() for text in drawn[0].legends[0].texts] == ["one", "two"]
+    picture, share = painted(tmp_path / "split.png")
+    assert 900 < picture.width < 1_200
+    assert share[255, 255, 255] > 0.4
+
+
+@pytest.mark.parametrize(("classes", "domains"), [(0, 1), (3, 12), (60, 3)])
+def test_crowds_of_every_kind(tmp_path, classes, domains):
+    split_picture(federation(1_001, classes, domains, per_client=3), tmp_path / "split.png")
+    image, share = painted(tmp_path / "split.png")
+    assert share[255, 255, 255] > 0.2
+    assert 900 < image.width < 1_200
+    assert share[ImageColor.getrgb(COLOURS[0])] > 0.005

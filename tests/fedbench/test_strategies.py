@@ -11,8 +11,13 @@ from fedbench.run import Run, resume, run
 
 STRATEGIES = sorted(choices("strategy"))
 SETTING = ["data=digits", "scenario=label_domain_skew", "client.steps=5", "rounds=3"]
-NEEDS = {"fedbn": ["client.model.norm=batch"]}
-"""What a method needs of the client beyond the default."""
+SYSTEM = ["system=stragglers", "strategy.concurrency=3"]
+NEEDS = {
+    "fedbn": ["client.model.norm=batch"],
+    "fedasync": SYSTEM,
+    "fedbuff": [*SYSTEM, "strategy.buffer=2"],
+}
+"""What a method needs beyond the default."""
 
 
 def config_of(strategy, *more, engine="serial"):

@@ -155,7 +155,7 @@ def test_choices_name_what_the_groups_chose():
     (config,) = plan(["strategy=ggeur", "client=linear", "scenario=iid"])
     assert OmegaConf.to_container(config.choices) == {
         "scenario": "iid", "data": "digits", "features": "pixels", "client": "linear", "align": "ggeur",
-        "strategy": "ggeur", "attack": "none", "privacy": "none", "engine": "ray",
+        "strategy": "ggeur", "attack": "none", "privacy": "none", "system": "none", "engine": "ray",
     }  # fmt: skip
 
 

@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 
 from scenarios import Dataset, Meta, ScenarioError
+from scenarios.federation import Parts
 from scenarios.skews.base import (
     DRAWS,
-    client_rows,
     draw_counts,
+    even_sizes,
     group_rows,
+    holdings,
     labels_of,
     largest_remainder,
     portion,
@@ -68,9 +70,30 @@ def test_labels_are_one_class_without_class_labels():
 
 def test_domain_of_a_client_is_read_from_its_rows():
     data = Dataset("t", {}, np.array([0, 1, 1]), ("a", "b"), Meta("any", (1,)))
-    assert client_rows(data, np.array([2, 1])).domain == 1
-    assert client_rows(data, np.array([2, 1])).rows.tolist() == [1, 2]
-    assert client_rows(data, np.array([0, 1])).domain == -1
+    parts = Parts.of([np.array([2, 1]), np.empty(0, np.int64), np.array([0, 1])])
+    clients = holdings(data, parts)
+    assert [(client.rows.tolist(), client.domain) for client in clients] == [
+        ([1, 2], 1),
+        ([], -1),
+        ([0, 1], -1),
+    ]
+
+
+def test_even_sizes_are_those_of_array_split():
+    for total, parts in ((10, 3), (9, 3), (2, 4), (0, 2)):
+        assert even_sizes(total, parts).tolist() == [*map(len, np.array_split(np.arange(total), parts))]
+
+
+@pytest.mark.parametrize("weights", [np.ones(9), np.array([1, 1, 2, 0, 3, 3, 3, 0, 1.5]), None])
+def test_largest_remainder_is_what_sorting_all_fractions_gives(weights):
+    for seed in range(50):
+        w = rng(seed).dirichlet(np.ones(9), 4) if weights is None else weights
+        total = np.array([seed, 3, 7, 2 * seed]) if weights is None else np.array(seed)
+        quota = w / w.sum(axis=-1, keepdims=True) * total[..., None]
+        order = np.lexsort((rng(seed).random(quota.shape), np.floor(quota) - quota), axis=-1)
+        missing = total - np.floor(quota).sum(axis=-1)
+        expected = np.floor(quota) + (np.argsort(order, axis=-1) < missing[..., None])
+        assert largest_remainder(w, total, rng(seed)).tolist() == expected.tolist()
 
 
 def test_draws_are_bounded_and_the_error_says_how_close_they_came():
@@ -84,3 +107,9 @@ def test_draws_are_bounded_and_the_error_says_how_close_they_came():
         draw_counts(draw, 4, "lower it")
     assert len(calls) == DRAWS
     assert draw_counts(draw, 2, "").tolist() == [[3, 2], [3, 0]]
+
+
+def test_large_draws_are_tried_less_often(monkeypatch):
+    monkeypatch.setattr("scenarios.skews.base.NUMBERS", 100)
+    with pytest.raises(ScenarioError, match="none of 250 draws left 1 rows"):
+        draw_counts(lambda: np.zeros((4, 100), np.int64), 1, "")
