@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -15,6 +16,7 @@ from clients.app import make_client_app
 from fedbench.cli import main
 from fedbench.config.compose import plan
 from fedbench.engine.grid import FIRST_NODE_ID
+from fedbench.engine.ray import RayGrid
 from fedbench.errors import RunFailed
 from fedbench.results.run_dir import load_weights, weights_digest
 from fedbench.run import run
@@ -84,6 +86,28 @@ def test_ray_and_serial_agree_to_the_bit(serial, tmp_path, workers, method):
     assert summary["weights_sha256"] == expected["weights_sha256"]
     assert lasting(summary) == lasting(expected)
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == (where / "metrics.jsonl").read_bytes()
+
+
+@on_ray
+@pytest.mark.parametrize("cohort", ["null", "1"])
+def test_a_worker_killed_in_the_middle_of_a_round_changes_nothing(tmp_path, monkeypatch, cohort):
+    config = compose("engine=ray", "engine.workers=2", f"engine.cohort={cohort}", "strategy=scaffold")
+    expected = run(config, tmp_path / "whole")
+    submit, killed = RayGrid._submit, []
+
+    def submit_and_kill(self, index, work, refs):
+        reference = submit(self, index, work, refs)
+        if len(killed) < 2 and work.jobs[0].shell.metadata.message_type == "train":
+            time.sleep(0.02 * len(killed))
+            ray.kill(self._workers[index])
+            killed.append(index)
+        return reference
+
+    monkeypatch.setattr(RayGrid, "_submit", submit_and_kill)
+    summary = run(config, tmp_path / "killed")
+    assert len(killed) == 2
+    assert summary["weights_sha256"] == expected["weights_sha256"]
+    assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
 
 
 def test_the_same_run_twice_differs_in_its_timing_alone(serial, tmp_path):

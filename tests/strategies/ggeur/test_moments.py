@@ -11,6 +11,7 @@ from strategies.ggeur.moments import (
     from_sums,
     guides,
     merge,
+    merge_means,
     pack_triangle,
     to_sums,
     unpack_triangle,
@@ -34,6 +35,10 @@ def one_class(rows: Array) -> ClassMoments:
 
 def parts_of(rows: list[Array]) -> list[ClassMoments]:
     return [m for r in rows for m in class_moments(r, np.zeros(len(r), np.int64)).values()]
+
+
+def packed(parts: list[ClassMoments], dtype: str = "float64") -> list[ClassMoments]:
+    return [ClassMoments(m.count, m.mean, pack_triangle(m.cov, dtype)) for m in parts]
 
 
 def error(a: Array, b: Array) -> float:
@@ -72,6 +77,25 @@ def test_v3_dropping_the_between_term_fails() -> None:
     # and what is left is the weighted mean of the covariances
     within = np.sum([len(r) * np.cov(r.T, bias=True) for r in rows if len(r) > 1], axis=0) / sum(SIZES)
     assert error(without.cov, within) <= 1e-12
+
+
+@pytest.mark.parametrize("between", [True, False])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_merging_packed_equals_merging_dense(dtype: str, between: bool) -> None:
+    parts = [ClassMoments(m.count, m.mean, m.cov.astype(dtype)) for m in parts_of(clients())]
+    dense, triangle = merge(parts, between), merge(packed(parts, dtype), between)
+    assert triangle.count == dense.count
+    assert np.array_equal(triangle.mean, dense.mean)
+    assert triangle.cov.dtype == np.float64
+    assert np.array_equal(unpack_triangle(triangle.cov, D), dense.cov)
+    shapes = [eigen_geometry(m) for m in (dense, triangle)]
+    assert np.array_equal(shapes[0].values, shapes[1].values)
+    assert np.array_equal(shapes[0].vectors, shapes[1].vectors)
+
+
+def test_means_alone_are_those_of_the_merge() -> None:
+    parts = parts_of(clients("float32"))
+    assert np.array_equal(merge_means(parts), merge(parts).mean)
 
 
 def test_v4_covariance_has_divisor_n() -> None:
@@ -137,9 +161,11 @@ def test_guides_are_the_smallest_covering_set(
 
 def test_triangle_goes_there_and_back() -> None:
     cov = one_class(clients()[4]).cov
-    packed = pack_triangle(cov, np.float64)
-    assert packed.shape == (D * (D + 1) // 2,)
-    assert np.array_equal(unpack_triangle(packed, D), cov)
+    triangle = pack_triangle(cov, np.float64)
+    assert triangle.shape == (D * (D + 1) // 2,)
+    assert np.array_equal(triangle, cov[np.triu_indices(D)])
+    assert np.array_equal(unpack_triangle(triangle, D), cov)
+    assert np.array_equal(pack_triangle(triangle, np.float32), pack_triangle(cov, np.float32))
     single = pack_triangle(cov, np.float32)
     assert single.dtype == np.float32
     assert unpack_triangle(single, D).dtype == np.float64
@@ -154,7 +180,9 @@ def test_sums_add_up_and_give_the_moments_back() -> None:
     pooled, merged = from_sums(np.sum(sums, axis=0)), merge(parts_of(rows))
     assert pooled.count == merged.count
     assert error(pooled.mean, merged.mean) <= 1e-12
-    assert error(pooled.cov, merged.cov) <= 1e-10
+    assert error(unpack_triangle(pooled.cov, D), merged.cov) <= 1e-10
+    for part in packed(parts_of(rows)):
+        assert np.array_equal(to_sums(part), sums.pop(0))
 
 
 def test_merging_moments_of_noisy_sums_adds_the_sums() -> None:
@@ -186,6 +214,10 @@ def test_mistakes_are_named() -> None:
         merge([])
     with pytest.raises(ValueError, match=r"^parts: dimensions"):
         merge([one_class(x), one_class(np.zeros((2, 4)))])
+    with pytest.raises(ValueError, match=r"^parts: dimensions"):
+        merge([one_class(x), *packed([one_class(x)])])
+    with pytest.raises(ValueError, match=r"^packed: need 6 entries"):
+        eigen_geometry(ClassMoments(2, np.zeros(3), np.zeros(5)))
     for fraction in (0.0, 1.1):
         with pytest.raises(ValueError, match=r"^fraction: "):
             guides([1], fraction)

@@ -139,7 +139,7 @@ def test_with_next_to_no_noise_they_are_those_of_the_clipped_rows():
     for label, m in exact.items():
         assert found[label].count == m.count
         assert error(found[label].mean, m.mean) < 1e-3
-        assert error(found[label].cov, m.cov) < 1e-2
+        assert error(unpack_triangle(found[label].cov, DIM), m.cov) < 1e-2
 
 
 def test_which_classes_are_there_does_not_show():
@@ -152,12 +152,11 @@ def test_which_classes_are_there_does_not_show():
     assert not any(moments_of(x, y, mechanism, seed, min_count=60) for seed in range(50))
 
 
-def test_covariances_are_symmetric_and_the_noise_is_keyed():
+def test_the_noise_is_keyed():
     e = examples()[0]
     mechanism = GaussianMechanism(3.0, 1e-5, 8.0)
     first, again, other = (moments_of(e.x, e.y, mechanism, seed) for seed in (0, 0, 1))
     for label in first:
-        assert np.array_equal(first[label].cov, first[label].cov.T)
         assert np.array_equal(first[label].cov, again[label].cov)
         assert label not in other or not np.array_equal(first[label].cov, other[label].cov)
 
@@ -202,7 +201,7 @@ def test_noise_averages_out_over_clients_before_anything_is_projected():
                 z = np.block([[np.ones((1, 1)), mean[None]], [mean[:, None], spread]])
                 summed, clients = summed + n * z[np.triu_indices(DIM + 1)], clients + 1
         pooled = from_sums(summed)
-        values, vectors = np.linalg.eigh(pooled.cov)
+        values, vectors = np.linalg.eigh(unpack_triangle(pooled.cov, DIM))
         kept = values > strategy.mechanism.edge(DIM, clients, pooled.count)
         assert 0 < kept.sum() < DIM
         assert error(cov, (vectors[:, kept] * values[kept]) @ vectors[:, kept].T) < 1e-9
