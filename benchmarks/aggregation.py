@@ -2,11 +2,11 @@
 
 Step B of GGEUR (arXiv 2503.06457): pool the clients' moments of each class (Eq. 4), and decompose each pooled
 covariance. On one side the whole of it as ``strategies.ggeur.GGEUR`` does it, from the clients' replies to
-``query.ggeur_statistics`` to the message that delivers the geometry: unpacking triangles, pooling,
-eigendecomposition, domain means, packing and hashing. On the other side the formulas alone, class by class in
-NumPy, on covariances that lie ready as float32 matrices; nothing is unpacked or packed there. Both have one
-thread, and each side runs in a process of its own, so that the memory that it needs at most can be told too.
-Eigenvalues and the covariances that the eigenpairs make must agree, or the script fails.
+``query.ggeur_statistics`` to the message that delivers the geometry: reading, pooling, eigendecomposition,
+domain means, hash and diagnostics. On the other side the formulas as they read, class by class in NumPy, from
+the same replies to a record of the same arrays: eigenpairs up to the numerical rank, and domain means. Both
+have one thread, and each side runs in a process of its own, so that the memory that it needs at most can be
+told too. Ranks, domain means and the covariances that the eigenpairs make must agree, or the script fails.
 
     python benchmarks/aggregation.py            # some ten minutes; wants a quiet machine with 24 GiB
     python benchmarks/aggregation.py --quick    # small matrices, nothing written
@@ -17,6 +17,7 @@ Writes ``benchmarks/results/aggregation.csv`` and ``.md``.
 from __future__ import annotations
 
 import argparse
+import math
 import resource
 import sys
 import tempfile
@@ -28,24 +29,23 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from harness import measure_apart, show
 from machine import describe, load, write_table
 
 from fedbench.engine.serial import SerialGrid
+from strategies.arrays import Arrays, LazyArray, numpy_of
 from strategies.ggeur import GGEUR
 from strategies.ggeur.client import PACK
 from strategies.ggeur.moments import class_moments, pack_triangle
 
-Float32 = npt.NDArray[np.float32]
-Moments = tuple[int, Float32, Float32]
-"""Count, mean and covariance, as a client sends them."""
 SIDES = ("loop", "fedbench")
 CLOSE = 1e-4
 """Largest relative difference: both send float32."""
+RANK_TOL = 1e-6
+"""Smaller eigenvalues, relative to the largest, are dropped, as GGEUR does for float32."""
 
 
 @dataclass(frozen=True)
@@ -66,47 +66,65 @@ SIZES = (Size(65, 512, 4, 42, 5), Size(345, 768, 4, 250, 1))
 QUICK = (Size(10, 64, 4, 30, 2),)
 
 
-def uploads(size: Size, client: int) -> dict[int, Moments]:
-    """A client's moments of synthetic embeddings whose spectrum falls off, as embeddings' spectra do."""
-    rng = np.random.default_rng(client)
+def uploads(size: Size) -> list[ArrayRecord]:
+    """Clients' moments of synthetic embeddings whose spectrum falls off, as embeddings' spectra do.
+
+    They come as clients in this process send them, not serialised.
+    """
     scales = np.geomspace(1, 0.01, size.dim)
-    sent = {}
-    for label in range(size.classes):
-        x = rng.standard_normal((size.rows, size.dim)) * scales + rng.standard_normal(size.dim)
-        m = class_moments(x, np.full(size.rows, label))[label]
-        sent[label] = (m.count, m.mean.astype(np.float32), m.cov.astype(np.float32))
+    sent = []
+    for client in range(size.clients):
+        rng = np.random.default_rng(client)
+        arrays = ArrayRecord()
+        for label in range(size.classes):
+            x = rng.standard_normal((size.rows, size.dim)) * scales + rng.standard_normal(size.dim)
+            m = class_moments(x, np.full(size.rows, label))[label]
+            arrays[f"count/{label}"] = LazyArray(np.asarray(m.count, np.int64))
+            arrays[f"mean/{label}"] = LazyArray(m.mean.astype(np.float32))
+            arrays[f"cov/{label}"] = LazyArray(pack_triangle(m.cov, np.float32))
+        sent.append(arrays)
     return sent
 
 
 # --- the loop ---------------------------------------------------------------------------------------------
 
 
-def loop(sent: list[dict[int, Moments]]) -> dict[int, tuple[Float32, Float32]]:
-    """Step B as its formulas read: N, mu and Sigma of each class, symmetrised, decomposed, descending."""
-    shapes = {}
-    for label in sent[0]:
-        total = sum(client[label][0] for client in sent)
-        mean = sum(client[label][0] * client[label][1].astype(np.float64) for client in sent) / total
-        cov = np.zeros((len(mean), len(mean)))
-        for count, own_mean, own_cov in (client[label] for client in sent):
-            cov += count * own_cov.astype(np.float64)
-            cov += count * np.outer(own_mean - mean, own_mean - mean)
-        cov /= total
-        values, vectors = np.linalg.eigh((cov + cov.T) / 2)
-        values = np.maximum(values[::-1], 0)
-        shapes[label] = values.astype(np.float32), vectors[:, ::-1].astype(np.float32)
-    return shapes
+def loop(size: Size, sent: list[ArrayRecord]) -> ArrayRecord:
+    """Step B as its formulas read: N, mu and Sigma of each class, decomposed, descending, cut at the rank.
+
+    Each client is a domain, so that its means are the domain's.
+    """
+    made = ArrayRecord()
+    upper = np.triu_indices(size.dim)
+    for label in range(size.classes):
+        counts = [int(client[f"count/{label}"].numpy()) for client in sent]
+        means = [client[f"mean/{label}"].numpy().astype(np.float64) for client in sent]
+        total = sum(counts)
+        mean = sum(n * own for n, own in zip(counts, means, strict=True)) / total
+        cov = np.zeros((size.dim, size.dim))
+        for client, count, own in zip(sent, counts, means, strict=True):
+            triangle = np.zeros((size.dim, size.dim))
+            triangle[upper] = client[f"cov/{label}"].numpy()
+            cov += count * (triangle + np.triu(triangle, 1).T)
+            cov += count * np.outer(own - mean, own - mean)
+        values, vectors = np.linalg.eigh(cov / total)
+        rank = min(int((values > RANK_TOL * values[-1]).sum()), total - 1)
+        made[f"values/{label}"] = LazyArray(values[::-1][:rank].astype(np.float32))
+        made[f"vectors/{label}"] = LazyArray(vectors[:, ::-1][:, :rank].astype(np.float32, order="C"))
+        for client, own in enumerate(means):
+            made[f"prototype/{label}/domain {client}"] = LazyArray(own.astype(np.float32))
+    return made
 
 
-def run_loop(size: Size) -> tuple[list[float], dict[int, tuple[Float32, Float32]]]:
-    """Seconds of each repeat, and the shapes."""
-    sent = [uploads(size, client) for client in range(size.clients)]
+def run_loop(size: Size) -> tuple[list[float], Arrays]:
+    """Seconds of each repeat, and what it makes."""
+    sent = uploads(size)
     seconds: list[float] = []
     for _ in range(size.repeats):
         began = time.perf_counter()
-        shapes = loop(sent)
+        made = loop(size, sent)
         seconds.append(time.perf_counter() - began)
-    return seconds, shapes
+    return seconds, numpy_of(made)
 
 
 # --- fedbench ---------------------------------------------------------------------------------------------
@@ -125,15 +143,10 @@ class Clocked(SerialGrid):
 
 def recorded(size: Size) -> ClientApp:
     """A ClientApp that answers GGEUR's queries with uploads made beforehand, and keeps nothing."""
-    contents = []
-    for client in range(size.clients):
-        arrays = {}
-        for label, (count, mean, cov) in uploads(size, client).items():
-            arrays[f"count/{label}"] = Array(np.asarray(count, np.int64))
-            arrays[f"mean/{label}"] = Array(mean)
-            arrays[f"cov/{label}"] = Array(pack_triangle(cov, np.float32))
-        domain = ConfigRecord({"domain": f"domain {client}"})
-        contents.append(RecordDict({"moments": ArrayRecord(arrays), "config": domain}))
+    contents = [
+        RecordDict({"moments": arrays, "config": ConfigRecord({"domain": f"domain {client}"})})
+        for client, arrays in enumerate(uploads(size))
+    ]
     app = ClientApp()
 
     @app.query("ggeur_statistics")
@@ -147,8 +160,8 @@ def recorded(size: Size) -> ClientApp:
     return app
 
 
-def run_fedbench(size: Size) -> tuple[list[float], dict[int, tuple[Float32, Float32]]]:
-    """Seconds of each repeat between the replies and the delivery, and the shapes delivered."""
+def run_fedbench(size: Size) -> tuple[list[float], Arrays]:
+    """Seconds of each repeat between the replies and the delivery, and what is delivered."""
     app = recorded(size)
     seconds: list[float] = []
     for _ in range(size.repeats):
@@ -158,32 +171,35 @@ def run_fedbench(size: Size) -> tuple[list[float], dict[int, tuple[Float32, Floa
         (_, answered), (delivered, _) = grid.exchanges
         seconds.append(delivered - answered)
     assert strategy.delivery is not None
-    pack = strategy.delivery.array_records[PACK]
-    shapes = {c: (pack[f"values/{c}"].numpy(), pack[f"vectors/{c}"].numpy()) for c in range(size.classes)}
-    return seconds, shapes
+    return seconds, numpy_of(strategy.delivery.array_records[PACK])
 
 
 def child(side: str, size: dict[str, int], path: str) -> dict[str, Any]:
-    """Measure one side in this process, and leave some of the shapes in a file."""
-    seconds, shapes = (run_loop if side == "loop" else run_fedbench)(Size(**size))
-    few = dict(list(shapes.items())[:10])
-    np.savez(
-        path, **{f"values/{c}": v for c, (v, _) in few.items()}, **{str(c): u for c, (_, u) in few.items()}
-    )
-    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    """Measure one side in this process, and leave what it made of the first ten classes in a file."""
+    seconds, made = (run_loop if side == "loop" else run_fedbench)(Size(**size))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    few: dict[str, Any] = {k: v for k, v in made.items() if int(k.split("/")[1]) < 10}
+    np.savez(path, **few)
+    return {"seconds": seconds, "peak": peak}
 
 
 # --- the table --------------------------------------------------------------------------------------------
 
 
 def difference(one: Path, other: Path) -> float:
-    """Largest relative difference of the covariances that eigenpairs make, over classes."""
-    worst = 0.0
+    """Largest relative difference of domain means, eigenvalues and the covariances that eigenpairs make.
+
+    Infinite where the sides made other arrays or kept other ranks.
+    """
     with np.load(one) as a, np.load(other) as b:
-        for label in (key for key in a if "/" not in key):
-            made = [(f[label] * f[f"values/{label}"]) @ f[label].T for f in (a, b)]
-            worst = max(worst, float(np.linalg.norm(made[0] - made[1]) / np.linalg.norm(made[1])))
-    return worst
+        made = [dict(a), dict(b)]
+    if {k: v.shape for k, v in made[0].items()} != {k: v.shape for k, v in made[1].items()}:
+        return math.inf
+    for arrays in made:
+        for key in [k for k in arrays if k.startswith("vectors/")]:
+            vectors = arrays[key]
+            arrays[key] = (vectors * arrays[key.replace("vectors", "values")]) @ vectors.T
+    return max(float(np.linalg.norm(made[0][k] - v) / np.linalg.norm(v)) for k, v in made[1].items())
 
 
 def compare(size: Size) -> list[dict[str, object]]:
@@ -201,7 +217,7 @@ def compare(size: Size) -> list[dict[str, object]]:
     return [
         {
             "size": str(size),
-            "side": "NumPy loop, formulas alone" if side == "loop" else "fedbench, replies to delivery",
+            "side": "NumPy loop, replies to record" if side == "loop" else "fedbench, replies to delivery",
             "s": f"{middle[side]:.3f}",
             "loop / this": f"{middle['loop'] / middle[side]:.2f}",
             "ms a class": f"{1e3 * middle[side] / size.classes:.1f}",
@@ -224,7 +240,8 @@ def main() -> None:
     show("GGEUR, step B: pooling and eigendecomposition", rows, "size")
     notes = [
         f"{describe()}. Load average before: {before:.2f}.",
-        "One thread. apart: relative difference of the covariances that both sides' eigenpairs make; peak: "
+        "One thread. apart: largest relative difference of what both sides make, the eigenpairs' covariances "
+        "among it; peak: "
         "most memory of the process, uploads included.",
     ]
     print("\n".join(notes))

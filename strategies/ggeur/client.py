@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
+from strategies.arrays import LazyArray, numpy_of
 from strategies.errors import StrategyError
 from strategies.ggeur import secure_sum
 from strategies.ggeur.augment import Augmented, GeometryPack, Policy, augment
@@ -62,18 +63,16 @@ class GGEURClient(DataRule):
         """Count, mean and packed covariance of every class with enough samples, or their masked sums."""
         options = dict(message.content.config_records["config"])
         moments = _moments(options, context, examples)
-        arrays: dict[str, Array] = {}
+        arrays = ArrayRecord()
         if "keys" in options:
-            arrays["masked"] = Array(_masked(moments, options, context, examples.x.shape[1]))
+            arrays["masked"] = LazyArray(_masked(moments, options, context, examples.x.shape[1]))
         else:
             dtype = np.dtype(str(options["wire-dtype"]))
             for label, m in moments.items():
-                arrays[f"count/{label}"] = Array(np.asarray(m.count, np.int64))
-                arrays[f"mean/{label}"] = Array(m.mean.astype(dtype))
-                arrays[f"cov/{label}"] = Array(pack_triangle(m.cov, dtype))
-        content = RecordDict(
-            {"moments": ArrayRecord(arrays), "config": ConfigRecord({"domain": examples.domain})}
-        )
+                arrays[f"count/{label}"] = LazyArray(np.asarray(m.count, np.int64))
+                arrays[f"mean/{label}"] = LazyArray(m.mean.astype(dtype))
+                arrays[f"cov/{label}"] = LazyArray(pack_triangle(m.cov, dtype))
+        content = RecordDict({"moments": arrays, "config": ConfigRecord({"domain": examples.domain})})
         return Message(content, reply_to=message)
 
     def deliver(self, message: Message, context: Context, examples: Examples) -> Message:
@@ -193,7 +192,7 @@ def align(pack: GeometryPack, options: Mapping[str, Any], examples: Examples) ->
 
 def unpack(record: ArrayRecord, options: Mapping[str, Any]) -> GeometryPack:
     """The delivered records as a :class:`GeometryPack`."""
-    arrays: dict[str, Any] = {k: v.numpy() for k, v in record.items()}
+    arrays = numpy_of(record)
     geometries, means, prototypes = {}, {}, {}
     for label, count in zip(options["classes"], options["counts"], strict=True):
         geometries[label] = Geometry(arrays[f"values/{label}"], arrays[f"vectors/{label}"], count)

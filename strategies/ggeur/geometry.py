@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from strategies.ggeur.moments import ClassMoments
+from strategies.ggeur.moments import ClassMoments, unpack_triangle
 
 Boost = Literal["none", "code", "top10"]
 
@@ -70,7 +70,7 @@ def eigen_geometry(
     Parameters
     ----------
     moments : ClassMoments or ndarray of shape (d, d)
-        Merged moments, or their covariance alone.
+        Merged moments, packed or not, or their covariance alone.
     count : int, optional
         Global class count; by default that of the moments. Give it where fewer clients than all were
         merged (`guides`).
@@ -98,6 +98,8 @@ def eigen_geometry(
     """
     cov = moments.cov if isinstance(moments, ClassMoments) else moments
     count = moments.count if count is None and isinstance(moments, ClassMoments) else count
+    if isinstance(moments, ClassMoments) and cov.ndim == 1:
+        cov = unpack_triangle(cov, moments.mean.size)
     if count is None or count < 1:
         raise ValueError(f"count: need the number of samples, at least 1, got {count}")
     if cov.ndim != 2 or cov.shape[0] != cov.shape[1] or not np.isfinite(cov).all():
@@ -112,7 +114,8 @@ def eigen_geometry(
         raise ValueError(f"spectrum_boost: unknown, got {spectrum_boost!r}; one of {get_args(Boost)}")
 
     cov = cov.astype(np.float64, copy=False)
-    values, vectors = np.linalg.eigh((cov + cov.T) / 2)
+    # Moments are symmetric as they are, and eigh reads one triangle.
+    values, vectors = np.linalg.eigh(cov if isinstance(moments, ClassMoments) else (cov + cov.T) / 2)
     if spectrum_boost != "none":
         factors = np.linspace(5, 1, 10)[: len(values)]
         ends = values if spectrum_boost == "code" else values[::-1]  # eigh is ascending
@@ -122,8 +125,8 @@ def eigen_geometry(
     kept = int((values > max(rank_tol * values.max(initial=0), floor)).sum())
     # n samples span at most n - 1 directions around their mean; whatever lies beyond is round-off.
     order = order[: min(kept, count - 1, rank or kept)]
-    vectors = vectors[:, order]
+    vectors = vectors.take(order, axis=1)
     # Signs are arbitrary; a fixed choice keeps them from turning on the last bit of the covariance.
     largest = np.abs(vectors).argmax(axis=0)
-    vectors = vectors * np.where(vectors[largest, np.arange(len(order))] < 0, -1.0, 1.0)
+    vectors *= np.where(vectors[largest, np.arange(len(order))] < 0, -1.0, 1.0)
     return Geometry(values[order], vectors, count)

@@ -14,12 +14,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from strategies.arrays import LazyArray
 from strategies.errors import StrategyError
 from strategies.ggeur import secure_sum
 from strategies.ggeur.augment import Policy, Scale
 from strategies.ggeur.client import OPTIONS, PACK
 from strategies.ggeur.geometry import Boost, eigen_geometry
-from strategies.ggeur.moments import ClassMoments, from_sums, guides, merge, unpack_triangle
+from strategies.ggeur.moments import ClassMoments, from_sums, guides, merge, merge_means
 from strategies.ggeur.privacy import GaussianMechanism
 from strategies.local import LocalRule
 from strategies.state import load_state_dict, state_dict
@@ -35,7 +36,7 @@ class _Collected:
     Parameters
     ----------
     statistics : dict
-        Moments by node and class; those of a secure sum stand under the first node of its group.
+        Moments by node and class, packed; those of a secure sum stand under the first node of its group.
     domains : dict
         Domain of every node that takes part.
     clients : dict
@@ -273,11 +274,11 @@ class GGEUR(Strategy):
                 f"GGEUR: no client has a class with {self.n_min_upload} or more samples; lower n_min_upload"
             )
         policy = self._policy(statistics, domains)
-        arrays: dict[str, Array] = {}
+        arrays = ArrayRecord()
         ranks, effective = [], []
 
         def put(key: str, value: np.ndarray[Any, Any]) -> None:
-            arrays[key] = Array(np.ascontiguousarray(value, dtype=self.wire_dtype))
+            arrays[key] = LazyArray(np.ascontiguousarray(value, dtype=self.wire_dtype))
 
         for label, parts in sorted(by_class.items()):
             chosen = guides([m.count for _, m in parts], self.guide_fraction)
@@ -301,7 +302,7 @@ class GGEUR(Strategy):
             if policy.foreign:
                 for domain in sorted({domains[node] for node, _ in parts}):
                     own = [m for node, m in parts if domains[node] == domain]
-                    put(f"prototype/{label}/{domain}", merge(own).mean)
+                    put(f"prototype/{label}/{domain}", merge_means(own))
             ranks.append(geometry.rank)
             effective.append(geometry.effective_rank)
         self.diagnostics = self._diagnose(collected, len(by_class), policy) | {
@@ -311,9 +312,10 @@ class GGEUR(Strategy):
         options = self._options(policy, by_class)
         digest = hashlib.blake2b(repr(sorted(options.items())).encode(), digest_size=16)
         for key, array in arrays.items():
-            digest.update(key.encode() + array.data)
+            digest.update(f"{key}{array.shape}".encode())
+            digest.update(array.numpy().data)
         options["hash"] = digest.hexdigest()
-        return RecordDict({PACK: ArrayRecord(arrays), OPTIONS: ConfigRecord(options)})
+        return RecordDict({PACK: arrays, OPTIONS: ConfigRecord(options)})
 
     def _diagnose(self, collected: _Collected, classes: int, policy: Policy) -> dict[str, float]:
         """What a report says of the statistics and of what clients make of them."""
@@ -485,14 +487,15 @@ def _reason(replies: list[Message]) -> str:
     return errors[0].strip().splitlines()[-1] if errors else "no reply"
 
 
-def _read_moments(record: ArrayRecord) -> dict[int, ClassMoments]:
+def _read_moments(arrays: ArrayRecord) -> dict[int, ClassMoments]:
     classes = {}
-    for key in record:
+    for key in arrays:
         kind, label = key.split("/")
         if kind == "count":
-            mean = record[f"mean/{label}"].numpy().astype(np.float64)
-            cov = unpack_triangle(record[f"cov/{label}"].numpy().astype(np.float64), len(mean))
-            classes[int(label)] = ClassMoments(int(record[key].numpy()), mean, cov)
+            mean = arrays[f"mean/{label}"].numpy().astype(np.float64)
+            classes[int(label)] = ClassMoments(
+                int(arrays[f"count/{label}"].numpy()), mean, arrays[f"cov/{label}"].numpy()
+            )
     return classes
 
 
