@@ -21,6 +21,7 @@ from strategies.cohort import alone_because
 from strategies.functional import Batch
 from strategies.local import Action, DataRule, Examples, FineTune, LocalRule, Round, Upload
 from strategies.seeding import generator, torch_seed
+from strategies.timing import LOAD, timed
 
 from .errors import ClientError
 from .tasks.base import Arrays, Rows, Task
@@ -114,11 +115,13 @@ class _Node:
             spec.device,
         )
 
+    @timed(LOAD)
     def batch(self, arrays: Arrays, rows: Rows) -> Batch:
         data = self.spec.task.gather(arrays, rows)
         data["weight"] = torch.ones(len(next(iter(data.values()))))
         return {k: v.to(self.client.model.device) for k, v in data.items()}
 
+    @timed(LOAD)
     def examples(self, node: int) -> Examples:
         """Training rows as feature vectors, for a data rule."""
         spec = self.spec
@@ -130,6 +133,7 @@ class _Node:
             )
         return Examples(batch["x"].numpy(), batch["y"].numpy(), spec.domains[node], node, spec.seed)
 
+    @timed(LOAD)
     def training_data(self, node: int, context: Context) -> tuple[Batch, int]:
         """Training rows with ``weight``, and the number of examples to report."""
         spec = self.spec
@@ -153,6 +157,7 @@ class _Node:
         assert reply is not None
         return reply
 
+    @timed(LOAD)
     def job(self, message: Message, context: Context) -> Job:
         """All that a client trains with."""
         node, now = partition_of(context), round_of(message)

@@ -27,7 +27,7 @@ examples:
   fedbench run experiment=ggeur_e1                       a preset with its own sweep
 
 common keys: scenario, data, data.root, client, features, strategy, align, attack, privacy, system, engine,
-rounds, seed, run_dir, experiment; `fedbench list` shows every choice, `--cfg` the whole configuration.
+rounds, seed, run_dir, profile, experiment; `fedbench list` shows every choice, `--cfg` all of the settings.
 """
 
 
@@ -140,6 +140,7 @@ def _run_all(configs: list[DictConfig]) -> int:
     console = Console()
     base = Path(configs[0].run_dir).expanduser() if configs[0].run_dir else Path("runs") / stamp()
     summaries: list[dict[str, Any]] = []
+    directories: list[Path] = []
     failed = 0
     several = len(configs) > 1
     for number, config in enumerate(configs):
@@ -148,6 +149,7 @@ def _run_all(configs: list[DictConfig]) -> int:
             console.print(f"[{number + 1}/{len(configs)}] {run_name(config)}", highlight=False, markup=False)
         try:
             summaries.append(run(config, directory))
+            directories.append(directory)
         except NotApplicable as error:
             if not several:
                 raise
@@ -160,6 +162,7 @@ def _run_all(configs: list[DictConfig]) -> int:
     choices = configs[0].choices
     title = f"{choices.data}, {choices.scenario}, {choices.client}, {configs[0].rounds} rounds"
     _show(summaries, title)
+    _show_profiles(directories)
     console.print(f"results: {base}", highlight=False, markup=False, soft_wrap=True)
     return 1 if failed else 0
 
@@ -180,12 +183,29 @@ def _show(summaries: list[dict[str, Any]], title: str) -> None:
         console.print(said, highlight=False, markup=False)
 
 
+def _show_profiles(directories: list[Path]) -> None:
+    """Print where the time of the profiled runs among these went."""
+    profiles = [d / "profile" for d in directories if (d / "profile/table.csv").exists()]
+    if not profiles:
+        return
+    from rich.console import Console
+
+    from .report.profile_table import profile_table, read_csv
+
+    console = Console()
+    for profile in profiles:
+        title = profile.parent.name if len(directories) > 1 else "where the rounds' time went"
+        console.print(profile_table(read_csv(profile / "table.csv"), title))
+        console.print(f"trace: {profile / 'trace.json'}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _resume(arguments: argparse.Namespace) -> int:
     from .run import resume
 
     summaries = [resume(run) for run in arguments.runs]
     choices = summaries[0]["choices"]
     _show(summaries, f"{choices['data']}, {choices['scenario']}, {choices['client']}")
+    _show_profiles([Path(run).expanduser() for run in arguments.runs])
     return 0
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -26,13 +27,17 @@ from strategies.errors import StrategyError
 from strategies.functional import Params, Stateless
 from strategies.seeding import generator, torch_seed
 from strategies.state import load_state_dict, state_dict
+from strategies.timing import BROADCAST, part, timed
 
 from .bench import Bench, build
 from .config.compose import as_yaml, settings
 from .engine.grid import EngineGrid, Exchange
+from .engine.profile import AGGREGATE, EVALUATE, OTHER, Profile, active, profiling
 from .engine.system import LOSSES, SystemGrid
 from .engine.worker import CLIENT_LOST, single_thread
 from .errors import RunFailed, UserError
+from .report.profile_picture import profile_picture
+from .report.profile_table import markdown, write_csv
 from .report.split_picture import split_picture
 from .results.run_dir import RunDirectory, Weights, load_checkpoint, read_summary, weights_digest
 from .results.split import describe_split
@@ -90,6 +95,15 @@ class Run:
         RunFailed
             If more clients failed in a round than ``max_failures`` allows.
         """
+        if not self.config.get("profile"):
+            return self._execute()
+        with profiling(self.config.rounds) as profile:
+            try:
+                return self._execute()
+            finally:
+                self._write_profile(profile)
+
+    def _execute(self) -> dict[str, Any]:
         single_thread()
         started = time.perf_counter() - self.seconds.pop("total", 0.0)
         arrays, clients, engine = self._restored or (record(self.model.initial()), {}, {})
@@ -108,12 +122,15 @@ class Run:
                     )
                     while self._round < self.config.rounds:
                         self._round += 1
-                        arrays = self._one_round(grid, arrays)
-                        self._completed = self._round
-                        self.seconds["total"] = time.perf_counter() - started
-                        if self._round % max(self.config.rounds // 10, 1) == 0:
-                            self._checkpoint(arrays, grid)
-                        progress.update(bar, advance=1, note=self._note())
+                        profile = active()
+                        with profile.round(self._round) if profile else nullcontext():
+                            arrays = self._one_round(grid, arrays)
+                            self._completed = self._round
+                            self.seconds["total"] = time.perf_counter() - started
+                            with part(OTHER):
+                                if self._round % max(self.config.rounds // 10, 1) == 0:
+                                    self._checkpoint(arrays, grid)
+                                progress.update(bar, advance=1, note=self._note())
             status = "completed"
         except StrategyError as error:
             self._settle([])  # where clients failed, their own errors say why
@@ -142,12 +159,26 @@ class Run:
         strategy, config = self.bench.strategy, self.config
         with grid.cohort(self._chosen(grid)):
             started = time.perf_counter()
-            self._seed_flower("train")
-            messages = strategy.configure_train(self._round, arrays, ConfigRecord(), grid)
+            with part(BROADCAST):
+                self._seed_flower("train")
+                messages = strategy.configure_train(self._round, arrays, ConfigRecord(), grid)
             replies = grid.send_and_receive(messages)
             self.seconds["train"] += time.perf_counter() - started
         self._settle(replies)
         started = time.perf_counter()
+        arrays = self._aggregated(grid, arrays, replies)
+        self.seconds["aggregate"] += time.perf_counter() - started
+        self._tell_time(grid)
+        if self._round % config.eval_every == 0 or self._round == config.rounds:
+            started = time.perf_counter()
+            self._evaluate(grid, arrays)
+            self.seconds["evaluate"] += time.perf_counter() - started
+        return arrays
+
+    @timed(AGGREGATE)
+    def _aggregated(self, grid: EngineGrid, arrays: ArrayRecord, replies: list[Message]) -> ArrayRecord:
+        """The next model."""
+        strategy = self.bench.strategy
         self._seed_flower("aggregate")
         aggregated = None
         if replies and all(r.has_error() for r in replies):
@@ -157,29 +188,29 @@ class Run:
         else:
             aggregated = strategy.aggregate_train(self._round, replies)[0]
         finish = getattr(strategy, "finish", None)
-        if finish is not None and self._round == config.rounds:
+        if finish is not None and self._round == self.config.rounds:
             with self._everyone(grid):
                 aggregated = finish(grid, arrays if aggregated is None else aggregated)
             self._settle([])
         if aggregated is not None:
             # Some of Flower's server optimisers widen to float64; what is sent and counted stays as it was.
             arrays = record(self.model.to_device(tensors_of(aggregated)))
-        self.seconds["aggregate"] += time.perf_counter() - started
-        self._tell_time(grid)
-        if self._round % config.eval_every == 0 or self._round == config.rounds:
-            started = time.perf_counter()
-            self._seed_flower("evaluate")
-            replies = []
-            if config.eval_clients != 0:
-                with self._evaluating(grid):
-                    messages = strategy.configure_evaluate(self._round, arrays, ConfigRecord(), grid)
-                replies = grid.send_and_receive(messages)
-                strategy.aggregate_evaluate(self._round, replies)
-            exchanges = self._settle(replies)
-            self._evaluated(arrays, exchanges)
-            self.seconds["evaluate"] += time.perf_counter() - started
         return arrays
 
+    @timed(EVALUATE)
+    def _evaluate(self, grid: EngineGrid, arrays: ArrayRecord) -> None:
+        """Ask clients for their scores, and test the model."""
+        strategy = self.bench.strategy
+        self._seed_flower("evaluate")
+        replies: list[Message] = []
+        if self.config.eval_clients != 0:
+            with part(BROADCAST), self._evaluating(grid):
+                messages = strategy.configure_evaluate(self._round, arrays, ConfigRecord(), grid)
+            replies = grid.send_and_receive(messages)
+            strategy.aggregate_evaluate(self._round, replies)
+        self._evaluated(arrays, self._settle(replies))
+
+    @timed(OTHER)
     def _chosen(self, grid: EngineGrid) -> list[int] | None:
         """Partitions of this round's clients: a function of (seed, round), and of who a system lets reach.
 
@@ -208,6 +239,7 @@ class Run:
         rng = generator(self.config.seed, "evaluation clients", self._round)
         return grid.cohort(rng.choice(len(self.bench.federation.clients), count, replace=False).tolist())
 
+    @timed(OTHER)
     def _tell_time(self, grid: EngineGrid) -> None:
         """Write down what a system's clock shows."""
         if isinstance(grid, SystemGrid):
@@ -232,6 +264,7 @@ class Run:
             total[1] += 1
         self._exchanges.append(exchange)
 
+    @timed(OTHER)
     def _settle(self, replies: list[Message]) -> list[Exchange]:
         """Write down what was observed since the last call, and stop if too many clients failed."""
         exchanges, self._exchanges = self._exchanges, []
@@ -376,6 +409,18 @@ class Run:
         arrays = ArrayRecord({k: Array(weights[k]) for k in state["order"]})
         clients = {int(k): to_records(v) for k, v in state["clients"].items()}
         self._restored = arrays, clients, state.get("engine", {})
+
+    def _write_profile(self, profile: Profile) -> None:
+        """Where the time of the rounds that were completed went."""
+        if not (rows := profile.table()):
+            return
+        directory = self.directory.path / "profile"
+        directory.mkdir(exist_ok=True)
+        with (directory / "trace.json").open("w", encoding="utf-8") as file:
+            json.dump(profile.trace(), file)
+        write_csv(rows, directory / "table.csv")
+        (directory / "table.md").write_text(markdown(rows), encoding="utf-8")
+        profile_picture(rows, directory / "profile.png", f"{self.bench.label}: seconds of every round")
 
     def _summary(self, arrays: ArrayRecord, status: str) -> dict[str, Any]:
         """Everything that a comparison reads; only ``timing`` depends on the clock."""

@@ -53,12 +53,10 @@ class LazyArray(Array):
 
 def record(arrays: Mapping[str, Tensor | npt.NDArray[Any]]) -> ArrayRecord:
     """An array record of tensors or ndarrays, in their order."""
-    return ArrayRecord(
-        {
-            k: LazyArray(v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v))
-            for k, v in arrays.items()
-        }
-    )
+    filled = ArrayRecord()  # whose constructor would read, and so serialise, what it is given
+    for k, v in arrays.items():
+        filled[k] = LazyArray(v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v))
+    return filled
 
 
 def numpy_of(arrays: ArrayRecord) -> Arrays:

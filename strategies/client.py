@@ -29,6 +29,7 @@ from .errors import StrategyError
 from .functional import Batch, Params, Stateless
 from .local import FineTune, LocalRule, Plan, Round, Upload
 from .optim import SGD, Optimizer
+from .timing import BROADCAST, LOAD, UPLOAD, timed
 
 KEPT = "local-rule-kept"
 """Key in a client's state of the tensors that its rule keeps."""
@@ -293,6 +294,7 @@ class RuleClient:
             for i, (job, m) in enumerate(zip(jobs, metrics, strict=True))
         ]
 
+    @timed(BROADCAST)
     def _opened(self, message: Message) -> Round:
         """What a message tells all clients that get it."""
         records = {k: self._tensors(r) for k, r in message.content.array_records.items()}
@@ -312,14 +314,17 @@ class RuleClient:
             optimizer=self.optimizer,
         )
 
+    @timed(LOAD)
     def _kept(self, context: Context, received: Params) -> Params:
         kept = context.state.array_records.get(KEPT)
         return self.rule.keep(received) if kept is None else self._tensors(kept)
 
+    @timed(UPLOAD)
     def _keep(self, context: Context, kept: Params) -> None:
         if kept:
             context.state[KEPT] = record(kept)
 
+    @timed(UPLOAD)
     def _reply(
         self, message: Message, context: Context, upload: Upload, numbers: Mapping[str, float]
     ) -> Message:
@@ -381,6 +386,7 @@ def train_client(rule: LocalRule, round: Round, plan: Plan) -> tuple[Params, flo
     return params, float(total) / max(len(plan), 1)
 
 
+@timed(UPLOAD)
 def _mean(stacked: Params, weight: Sequence[float]) -> Params:
     """Weighted mean over the leading axis."""
     share = torch.tensor(weight, dtype=torch.float64)

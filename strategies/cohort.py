@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ from torch.utils import _pytree as pytree
 from .functional import Batch, Params, Stateless, differentiate_functionally
 from .local import LocalRule, Phase, Plan, Round, Upload
 from .optim import State
+from .timing import LOAD, timed
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
 
 _RECORD_AFTER = 200
 """Calls of a step with the same shapes before it is recorded, which takes as long as some hundred calls."""
@@ -282,8 +286,7 @@ class _Graph:
 
         # Clones, because a tensor that stands in two places would be recorded as one input.
         self._run = make_fx(flat)(*(leaf.clone() for leaf in leaves))
-        self._run.graph.eliminate_dead_code()
-        self._run.recompile()
+        _drop_idle(self._run, leaves)
         self._out_spec = out_spec[0]
         inputs = [node for node in self._run.graph.nodes if node.op == "placeholder"]
         self._needs = [(i, leaves[i].shape, leaves[i].dtype) for i, node in enumerate(inputs) if node.users]
@@ -299,6 +302,24 @@ class _Graph:
             return pytree.tree_unflatten(self._run(*leaves), self._out_spec)
 
 
+def _drop_idle(recorded: GraphModule, leaves: Sequence[Tensor]) -> None:
+    """Take out what changes nothing: unused results, and ``vmap``'s reshaping to the same shape."""
+    from torch.fx.passes.shape_prop import ShapeProp
+
+    aten = torch.ops.aten
+    reshaping = {aten.expand.default, aten.view.default, aten._unsafe_view.default}
+    ShapeProp(recorded).propagate(*leaves)
+    for node in list(recorded.graph.nodes):
+        times_one = node.target == aten.mul.Scalar and node.args[1] == 1
+        if times_one or node.target in reshaping:
+            before, after = node.args[0].meta["tensor_meta"], node.meta["tensor_meta"]
+            if (before.shape, before.stride, before.dtype) == (after.shape, after.stride, after.dtype):
+                node.replace_all_uses_with(node.args[0])
+    recorded.graph.eliminate_dead_code()
+    recorded.recompile()
+
+
+@timed(LOAD)
 def stack_rows(batches: Sequence[Batch]) -> Batch:
     """Rows of several clients on a leading client axis, filled up with rows of zeros to the longest.
 

@@ -43,7 +43,7 @@ GROUPS = (
 )
 
 _TYPES = typing.get_type_hints(RunConfig)
-_NOT_COMPARED = ("seed", "run_dir", "cache_dir", "engine", "sweep", "choices", "experiment")
+_NOT_COMPARED = ("seed", "profile", "run_dir", "cache_dir", "engine", "sweep", "choices", "experiment")
 
 
 def choices(group: str, config_dir: str | Path | None = None) -> dict[str, str]:

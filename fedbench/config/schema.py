@@ -29,6 +29,8 @@ class RunConfig:
         The global model is tested on the domains' rows all the same.
     max_failures : float
         Share of a round's clients that may fail before the run stops.
+    profile : bool
+        Write where the rounds' time went, and a trace that chrome://tracing opens.
     run_dir : str or None
         Directory of the run; ``None`` makes one under ``runs/``.
     cache_dir : str
@@ -53,6 +55,7 @@ class RunConfig:
     eval_every: int = 1
     eval_clients: int | None = None
     max_failures: float = 0.0
+    profile: bool = False
     run_dir: str | None = None
     cache_dir: str = "${oc.env:FEDBENCH_CACHE,'~/.cache/fedbench'}"
     sweep: dict[str, Any] = field(default_factory=dict)

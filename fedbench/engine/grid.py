@@ -16,6 +16,9 @@ import numpy.typing as npt
 from flwr.app import Array, Message, RecordDict
 from flwr.serverapp import Grid
 
+from strategies.timing import BROADCAST, part
+
+from .profile import OTHER
 from .states import ClientStates, pack_state
 
 log = logging.getLogger("fedbench")
@@ -191,17 +194,19 @@ class EngineGrid(Grid):
     ) -> list[Message]:
         """Run the messages and return their replies in partition order."""
         started = time.perf_counter()
-        ordered = sorted(messages, key=lambda m: m.metadata.dst_node_id)
-        sizes: dict[int, int] = {}
-        for message in ordered:
-            if id(message.content) not in sizes:
-                sizes[id(message.content)] = payload_bytes(message.content)
+        with part(BROADCAST):
+            ordered = sorted(messages, key=lambda m: m.metadata.dst_node_id)
+            sizes: dict[int, int] = {}
+            for message in ordered:
+                if id(message.content) not in sizes:
+                    sizes[id(message.content)] = payload_bytes(message.content)
         outcomes = self.execute(ordered)
         self.busy_seconds += time.perf_counter() - started
-        for message, outcome in zip(ordered, outcomes, strict=True):
-            if self.observer:
-                self.observer(_exchange(message, outcome, sizes[id(message.content)]))
-        return [o.reply for o in outcomes if o.reply is not None]
+        with part(OTHER):
+            for message, outcome in zip(ordered, outcomes, strict=True):
+                if self.observer:
+                    self.observer(_exchange(message, outcome, sizes[id(message.content)]))
+            return [o.reply for o in outcomes if o.reply is not None]
 
     def said_alone(self, reason: str | None) -> None:
         """Take down, and tell once, why clients train one at a time."""

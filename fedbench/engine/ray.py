@@ -7,6 +7,7 @@ import copy
 import logging
 import os
 import pickle
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +18,11 @@ import ray
 from flwr.app import Array, Message, RecordDict
 from ray.exceptions import OutOfMemoryError, RayActorError
 
+from strategies.timing import BROADCAST, UPLOAD, part, timed
+
 from .costs import Costs
 from .grid import EngineGrid, Observer, Outcome, identify_as_server, partition_of
+from .profile import IDLE, OTHER, Span, active, recording
 from .states import ClientState, pack_state, unpack_state
 from .worker import AppFactory, Manner, Worker, single_thread
 
@@ -65,18 +69,28 @@ class _Actor:
 
     def run(
         self, _ready: object, jobs: list[_Job], keys: list[int], pinned: dict[int, Any], *contents: RecordDict
-    ) -> tuple[list[Outcome], list[ClientState | None], str | None]:
+    ) -> tuple[list[Outcome], list[ClientState | None], str | None, list[Span]]:
         # Where serve failed, so does its result as an argument: no worker goes on with an app of before.
-        now = dict(zip(keys, contents, strict=True))
+        spans: list[Span] = []
+        with recording(spans if self._worker.manner.profile else None):
+            messages, states = self._receive(jobs, dict(zip(keys, contents, strict=True)), pinned)
+            outcomes = self._worker.run(messages, states)
+            with part(UPLOAD):
+                packed = [pack_state(state, self._contents) for state in states]
+        return outcomes, packed, self._worker.alone, spans
+
+    @timed(BROADCAST)
+    def _receive(
+        self, jobs: list[_Job], now: dict[int, RecordDict], pinned: dict[int, Any]
+    ) -> tuple[list[Message], list[RecordDict]]:
+        """Messages with their contents, and clients' states."""
         self._contents = {k: c for k, c in self._contents.items() if k in pinned} | now
         for key in pinned.keys() - self._contents.keys():
             self._contents[key] = ray.get(pinned[key])
         messages = [job.shell for job in jobs]
         for message, job in zip(messages, jobs, strict=True):
             message.content = self._contents[job.content]
-        states = [unpack_state(job.state, self._contents) for job in jobs]
-        outcomes = self._worker.run(messages, states)
-        return outcomes, [pack_state(state, self._contents) for state in states], self._worker.alone
+        return messages, [unpack_state(job.state, self._contents) for job in jobs]
 
 
 class RayGrid(EngineGrid):
@@ -129,9 +143,13 @@ class RayGrid(EngineGrid):
         self._idle = _IDLE.setdefault((share, gpus_per_worker), [])
         self._actor: Any = ray.remote(num_cpus=share, num_gpus=gpus_per_worker)(_Actor)
         self._app = ray.put(app_factory)
-        self._manner = Manner(cohort, partial_sums)
+        profile = active()
+        self._manner = Manner(cohort, partial_sums, profile=profile is not None)
         self._ready: dict[Any, Any] = {}
+        self._submitted: dict[int, int] = {}
         self._workers = [self._hire() for _ in range(min(count, max(len(self.sizes), 1)))]
+        if profile:
+            profile.workers = len(self._workers)
         self._costs = Costs(self.sizes)
         self._contents = 0
         self._pinned: dict[int, Any] = {}
@@ -167,23 +185,27 @@ class RayGrid(EngineGrid):
         """As in :class:`EngineGrid`."""
         self._load(states)
 
+    @timed(OTHER)
     def execute(self, messages: list[Message]) -> list[Outcome]:
         """Push one work list to each worker and gather the outcomes."""
         refs: dict[int, Any] = {}
         keys: dict[int, int] = {}
-        for message in messages:
-            if id(message.content) not in keys:
-                self._contents += 1
-                keys[id(message.content)] = self._contents
-                refs[self._contents] = ray.put(message.content)
         outcomes: dict[int, Outcome] = {}
-        lists = self._place(messages, keys)
-        running = {self._submit(i, work, refs): (i, work, 1) for i, work in enumerate(lists) if work.jobs}
+        with part(BROADCAST):
+            for message in messages:
+                if id(message.content) not in keys:
+                    self._contents += 1
+                    keys[id(message.content)] = self._contents
+                    refs[self._contents] = ray.put(message.content)
+            lists = self._place(messages, keys)
+            running = {self._submit(i, work, refs): (i, work, 1) for i, work in enumerate(lists) if work.jobs}
         while running:
-            done, _ = ray.wait(list(running))
+            with part(IDLE):
+                done, _ = ray.wait(list(running))
             index, work, attempt = running.pop(done[0])
             try:
-                results = ray.get(done[0])
+                with part(UPLOAD):
+                    results = ray.get(done[0])
             except (RayActorError, OutOfMemoryError) as error:
                 if attempt == _ATTEMPTS:
                     raise RuntimeError(
@@ -193,8 +215,10 @@ class RayGrid(EngineGrid):
                 self._workers[index] = self._hire()
                 running[self._submit(index, work, refs)] = (index, work, attempt + 1)
                 continue
-            done_by_job, states, alone = results
+            done_by_job, states, alone, spans = results
             self.said_alone(alone)
+            if profile := active():
+                profile.take(index, spans, self._submitted[index])
             for job, outcome, state in zip(work.jobs, done_by_job, states, strict=True):
                 node = partition_of(job.shell)
                 outcomes[job.position] = outcome
@@ -231,6 +255,7 @@ class RayGrid(EngineGrid):
         keys = sorted({job.content for job in work.jobs})
         contents = [refs[k] for k in keys]
         worker = self._workers[index]
+        self._submitted[index] = time.time_ns()
         return worker.run.remote(self._ready[worker], work.jobs, keys, self._pinned, *contents)
 
     def _hire(self) -> Any:

@@ -10,7 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Message, RecordDict
 
+from strategies.timing import BROADCAST, UPLOAD, part, timed
+
 from .grid import EngineGrid, Observer, Outcome, partition_of
+from .profile import OTHER
 from .states import pack_state, unpack_state
 from .worker import AppFactory, Manner, Worker
 
@@ -54,16 +57,19 @@ class SerialGrid(EngineGrid):
         """As in :class:`EngineGrid`."""
         self._load(states)
 
+    @timed(OTHER)
     def execute(self, messages: list[Message]) -> list[Outcome]:
         """Run the messages: training messages together, where the app can, and the others in order."""
         order = sorted(range(len(messages)), key=lambda i: -self.sizes[partition_of(messages[i])])
         ordered = [messages[i] for i in order]
-        states = [self.state_of(partition_of(m)) for m in ordered]
+        with part(BROADCAST):
+            states = [self.state_of(partition_of(m)) for m in ordered]
         outcomes = self._worker.run(ordered, states)
         self._store(ordered, states)
         self.said_alone(self._worker.alone)
         return [outcome for _, outcome in sorted(zip(order, outcomes, strict=True), key=lambda pair: pair[0])]
 
+    @timed(UPLOAD)
     def _store(self, messages: Sequence[Message], states: Sequence[RecordDict]) -> None:
         """Take down what clients keep, and hold on to the contents that they still need."""
         new = {id(m.content): m.content for m in messages}

@@ -15,8 +15,10 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from strategies.arrays import record, tensors_of
+from strategies.timing import TRAIN, UPLOAD, part, timed
 
 from .grid import FIRST_NODE_ID, RUN_ID, Outcome, metrics_of, partition_of, payload_bytes
+from .profile import EVALUATE, OTHER
 
 CLIENT_FAILED = 1
 """Error code of a reply whose client raised."""
@@ -54,11 +56,14 @@ class Manner:
         Average what the clients of a list trained, and send one reply.
     surface : bool
         Let a client's exception pass; otherwise it becomes an error reply.
+    profile : bool
+        Record what worker processes do when.
     """
 
     cohort: int | None = None
     merge: bool = False
     surface: bool = False
+    profile: bool = False
 
 
 class Worker:
@@ -88,6 +93,7 @@ class Worker:
             self.alone = "the ClientApp has no train_together"
         self._most: int | None = manner.cohort
 
+    @timed(OTHER)
     def run(self, messages: Sequence[Message], states: Sequence[RecordDict]) -> list[Outcome]:
         """Run the messages, each with its client's state, and give their outcomes in the same order."""
         done: dict[int, Outcome] = {}
@@ -122,7 +128,8 @@ class Worker:
         started = time.perf_counter()
         kept = [dict(state) for state in states]
         try:
-            answers = self.app.train_together(messages, contexts, merge=self.manner.merge)
+            with part(TRAIN):
+                answers = self.app.train_together(messages, contexts, merge=self.manner.merge)
         except torch.OutOfMemoryError:
             _restore(states, kept)
             self._most = half = len(messages) // 2
@@ -146,7 +153,8 @@ class Worker:
     def _one(self, message: Message, state: RecordDict) -> Outcome:
         started = time.perf_counter()
         try:
-            reply = self.app(message, self._context(message, state))
+            with part(EVALUATE if message.metadata.message_type == "evaluate" else TRAIN):
+                reply = self.app(message, self._context(message, state))
         except Exception as error:
             if self.manner.surface:
                 raise
@@ -173,6 +181,7 @@ class _Merged:
     metrics: dict[str, float] = field(default_factory=dict)
     weight: float = 0.0
 
+    @timed(UPLOAD)
     def take(self, position: int, outcome: Outcome) -> Outcome:
         """Add a reply, and leave an outcome without it."""
         reply = outcome.reply
@@ -195,6 +204,7 @@ class _Merged:
         up = payload_bytes(reply.content) if outcome.up is None else outcome.up
         return Outcome(None, outcome.seconds, own, up)
 
+    @timed(UPLOAD)
     def outcome(self, done: Mapping[int, Outcome]) -> dict[int, Outcome]:
         """The first client's outcome, with the reply that stands for all."""
         first = min(self.replies)

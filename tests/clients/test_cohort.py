@@ -172,16 +172,11 @@ def test_rules_are_found():
     assert {"LocalRule", "FedProxRule"} <= {rule.__name__ for rule in RULES}
 
 
-@pytest.mark.parametrize("recorded", [False, True], ids=["", "recorded"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("rule", RULES, ids=lambda c: c.__name__)
-def test_a_cohort_trains_as_its_clients_do_one_by_one(rule, model, optimizer, dtype, recorded, monkeypatch):
-    if recorded:
-        if model == "cnn" or optimizer == "momentum":
-            pytest.skip("recorded once more: only for two models and two optimisers")
-        monkeypatch.setattr(cohort, "_RECORD_AFTER", 0)
+def test_a_cohort_trains_as_its_clients_do_one_by_one(rule, model, optimizer, dtype):
     if rule.cuts_model and model == "linear":
         model = "mlp"  # a linear model is nothing but a head
     if rule.needs_norms:
@@ -190,6 +185,33 @@ def test_a_cohort_trains_as_its_clients_do_one_by_one(rule, model, optimizer, dt
         optimizer = "momentum"
     float32 = ROUNDING.get(rule, 1e-6)
     assert_contract(rule(), model, optimizer, dtype, 1e-12 if dtype == torch.float64 else float32)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda c: c.__name__)
+def test_recorded_steps_are_the_same_steps(rule, monkeypatch):
+    monkeypatch.setattr(cohort, "_RECORD_AFTER", 0)
+    model = "normed" if rule.needs_norms else "mlp"
+    assert_contract(rule(), model, "momentum" if rule.sgd_only else "adam", torch.float64, 1e-12)
+
+
+def trained(case, trainer, clients):
+    members = [
+        Member(case.round(case.kept[c], len(case.plans[c]), RATES[0], case.data[c]), case.plans[c])
+        for c in clients
+    ]
+    return trainer.train(members).upload.arrays
+
+
+def test_a_recording_serves_its_own_shapes_and_settings_alone(monkeypatch):
+    case = Case(strategies.FedProxRule(), "mlp", "momentum", torch.float64)
+    recording = CohortTrainer(case.rule)
+    for mu, clients in ((0.1, (0, 1, 2)), (0.1, (1, 2)), (5.0, (0, 1, 2)), (0.1, (2, 1, 0)), (5.0, (0, 2))):
+        case.config["proximal-mu"] = mu
+        monkeypatch.setattr(cohort, "_RECORD_AFTER", 0)
+        got = trained(case, recording, clients)
+        monkeypatch.setattr(cohort, "_RECORD_AFTER", 10**9)
+        expected = trained(case, CohortTrainer(case.rule), clients)
+        assert all(torch.equal(got[k], v) for k, v in expected.items())
 
 
 class EverythingRule(LocalRule):

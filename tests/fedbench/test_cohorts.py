@@ -21,7 +21,7 @@ SYSTEM = ["system=stragglers", "strategy.concurrency=3"]
 NEEDS = {"fedbn": ["client.model.norm=layer"], "fedasync": SYSTEM, "fedbuff": [*SYSTEM, "strategy.buffer=2"]}
 
 SENSITIVE = {"ccvr": 1e-3}
-"""CCVR draws from Gaussians whose covariances are singular here; the root of an eigenvalue of 1e-9 is 3e-5."""
+"""CCVR takes roots of covariances that are singular here, and the root of 1e-9 is 3e-5."""
 
 
 def config_of(strategy, *more):
