@@ -2,7 +2,7 @@
 
 All systems train the same clients of the same synthetic federation by FedAvg: the same initial weights, the
 same clients a round and the same batches in the same order, one epoch of plain SGD. Every system runs each
-workload in a process of its own with one thread an operation. The first round warms up; the table shows the
+workload in a process of its own with one thread an operation. The first rounds warm up; the table shows the
 median of the others and how many times Flower's and pfl's figures are of each. ``whole`` is from the start
 of the engine to the end of the last round, without the imports of the measuring process. All systems must
 end at the same weights: ``apart`` is the distance of a system's weights from those of the serial engine
@@ -173,7 +173,7 @@ def run_flower(workload: Workload, key: str, quick: bool) -> Ended:
     def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
         config = ConfigRecord({"workload": key, "quick": quick})
         arrays = ArrayRecord(workload.module().state_dict())
-        result = strategy.start(grid, arrays, num_rounds=workload.rounds + 1, train_config=config)
+        result = strategy.start(grid, arrays, num_rounds=workload.all_rounds, train_config=config)
         weights.update(result.arrays.to_torch_state_dict())
 
     resources: Any = {"init_args": {"num_cpus": WORKERS}, "client_resources": {"num_cpus": 1, "num_gpus": 0}}
@@ -201,7 +201,7 @@ def run_pfl(workload: Workload, key: str, quick: bool) -> Ended:  # noqa: ARG001
     module.loss = lambda x, y: functional.cross_entropy(module(x), y)
     module.metrics = lambda x, y: {"loss": Weighted(float(module.loss(x, y)) * len(y), len(y))}
     parts = splits(workload)
-    users = ((t, p) for t in range(1, workload.rounds + 2) for p in workload.chosen(t))
+    users = ((t, p) for t in range(1, workload.all_rounds + 1) for p in workload.chosen(t))
 
     def data_of(user: tuple[int, int]) -> PyTorchTensorDataset:
         server_round, partition = user
@@ -219,8 +219,8 @@ def run_pfl(workload: Workload, key: str, quick: bool) -> Ended:  # noqa: ARG001
     np.random.seed(SEED)  # noqa: NPY002 - pfl's own choice
     data = FederatedDataset(data_of, lambda: next(users))
     parameters = NNAlgorithmParams(
-        central_num_iterations=workload.rounds + 1,
-        evaluation_frequency=workload.rounds + 2,
+        central_num_iterations=workload.all_rounds,
+        evaluation_frequency=workload.all_rounds + 1,
         train_cohort_size=workload.cohort,
         val_cohort_size=None,
     )
@@ -255,7 +255,7 @@ def fedbench(engine: str, **options: Any) -> Callable[[Workload, str, bool], End
         workers = {} if engine == "serial" else {"workers": WORKERS}
         with grid_class(*arguments, **workers, **options) as grid:
             arrays = ArrayRecord(workload.module().state_dict())
-            result = strategy.start(grid, arrays, num_rounds=workload.rounds + 1)
+            result = strategy.start(grid, arrays, num_rounds=workload.all_rounds)
         return Ended(strategy.seconds, strategy.ends, result.arrays.to_torch_state_dict())
 
     return run
@@ -289,8 +289,8 @@ def row(
     workload: Workload, system: str, measured: dict[str, dict[str, Any]], apart: float, loss: float
 ) -> dict[str, object]:
     """One line of the table."""
-    middle = {name: median(m["seconds"][1:]) for name, m in measured.items()}
-    seconds = measured[system]["seconds"][1:]
+    middle = {name: median(m["seconds"][workload.warm_up :]) for name, m in measured.items()}
+    seconds = measured[system]["seconds"][workload.warm_up :]
     return {
         "workload": f"{workload.title}, {workload.cohort} of {workload.clients:,}",
         "system": system,
@@ -316,7 +316,10 @@ def compare(key: str, quick: bool) -> list[dict[str, object]]:
             measured[system] = measure_apart(__file__, system, key, quick, str(path))
             with np.load(path) as weights:
                 ends[system] = {name: torch.from_numpy(w) for name, w in weights.items()}
-            print(f"{key}: {system} {median(measured[system]['seconds'][1:]):.4f} s", file=sys.stderr)
+            print(
+                f"{key}: {system} {median(measured[system]['seconds'][workload.warm_up :]):.4f} s",
+                file=sys.stderr,
+            )
     reference, start = ends[REFERENCE], workload.module().state_dict()
     way = distance(reference, start)
     apart = {system: distance(weights, reference) / way for system, weights in ends.items()}
@@ -347,7 +350,7 @@ def main() -> None:
     notes = [
         f"{describe()}. Load average before: {before:.2f}.",
         f"FedAvg, one local epoch of SGD, batch 10, one thread a process; Flower: {WORKERS} actors, "
-        f"fedbench ray: {WORKERS} workers, the others one process. Median round after the first; whole: with "
+        f"fedbench ray: {WORKERS} workers, the others one process. Median round after those that warm up (12 for the MLPs, 1 for the others); whole: with "
         "start-up. apart: distance from the weights of the engine that trains one by one, over the way from "
         "the initial weights.",
     ]

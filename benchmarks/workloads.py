@@ -65,7 +65,7 @@ class Workload:
     clients, cohort, rows : int
         Clients, how many take part in a round, and rows of each; the mean where they are ``uneven``.
     rounds : int
-        Measured rounds, after one that warms up.
+        Measured rounds, after those that warm up.
     lr : float
         Learning rate of plain SGD.
     batch_size : int
@@ -74,6 +74,8 @@ class Workload:
         Whether clients' sizes are log-normal instead of equal.
     byte_sized : bool
         Whether examples are uint8.
+    warm_up : int
+        Rounds before those that are measured: fedbench records its steps after some hundred of them.
     """
 
     title: str
@@ -87,6 +89,12 @@ class Workload:
     batch_size: int = 10
     uneven: bool = False
     byte_sized: bool = False
+    warm_up: int = 1
+
+    @property
+    def all_rounds(self) -> int:
+        """Rounds that warm up and rounds that are measured."""
+        return self.warm_up + self.rounds
 
     @property
     def training(self) -> Training:
@@ -121,14 +129,14 @@ class Workload:
 _LR = Workload("LR 784-10, bytes", Linear, (784,), 1_000, 10, 60, 100, 0.03, uneven=True, byte_sized=True)
 _CNN = Workload("CNN 1.6 M", BenchmarkCNN, (3, 32, 32), 1_000, 50, 50, 3, 0.05, byte_sized=True)
 WORKLOADS = {
-    "mlp64": Workload("MLP 64-200-10", MLP, (64,), 100, 100, 100, 10, 0.1),
-    "mlp512": Workload("MLP 512-200-10", MLP, (512,), 100, 100, 100, 10, 0.05),
+    "mlp64": Workload("MLP 64-200-10", MLP, (64,), 100, 100, 100, 10, 0.1, warm_up=12),
+    "mlp512": Workload("MLP 512-200-10", MLP, (512,), 100, 100, 100, 10, 0.05, warm_up=12),
     "lr": _LR,
     "cnn": _CNN,
 }
 QUICK = {
-    "mlp64": replace(WORKLOADS["mlp64"], clients=20, cohort=20, rounds=2),
-    "mlp512": replace(WORKLOADS["mlp512"], clients=20, cohort=20, rounds=2),
+    "mlp64": replace(WORKLOADS["mlp64"], clients=20, cohort=20, rounds=2, warm_up=1),
+    "mlp512": replace(WORKLOADS["mlp512"], clients=20, cohort=20, rounds=2, warm_up=1),
     "lr": replace(_LR, clients=100, rounds=5),
     "cnn": replace(_CNN, clients=10, cohort=4, rows=20, rounds=1),
 }
