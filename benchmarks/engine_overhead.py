@@ -189,6 +189,7 @@ def measure_apart(engine: str, shape: Shape, rounds: int) -> Timing:
         "PYTHONPATH": os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")]),
         "FLWR_TELEMETRY_ENABLED": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ADDRESS": "local",
         "OMP_NUM_THREADS": "1",
     }
     code = f"from {here.stem} import child; child()"

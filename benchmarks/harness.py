@@ -34,6 +34,7 @@ def measure_apart(script: str, *arguments: Any, tolerate: bool = False, **enviro
         "PYTHONPATH": os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")]),
         "FLWR_TELEMETRY_ENABLED": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ADDRESS": "local",
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -45,6 +46,9 @@ print(json.dumps({"sha": summary["weights_sha256"], "nodes": len(nodes)}))
 """
 
 
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -67,33 +71,34 @@ def cluster(tmp_path):
     ray = str(Path(sys.executable).with_name("ray"))
     common = ["--num-cpus=1", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
     head = ["--head", f"--port={address.split(':')[1]}", "--include-dashboard=false"]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     nodes = []
-    try:
-        for own in (head, [f"--address={address}"]):
-            with (tmp_path / f"node-{len(nodes)}.log").open("w") as out:
-                command = [ray, "start", *own, *common]
-                nodes.append(subprocess.Popen(command, stdout=out, stderr=out, env=environment))
-            if own is head:
-                wait_for(address)
-        yield address
-    finally:
-        for node in reversed(nodes):
-            node.terminate()
-        for node in nodes:
-            node.wait(timeout=30)
+    with tempfile.TemporaryDirectory(prefix="ray-") as own_files:
+        # Ray leaves the address of the last cluster in its directory, for any process that asks for one.
+        environment = ENVIRONMENT | {"RAY_TMPDIR": own_files}
+        try:
+            for own in (head, [f"--address={address}"]):
+                with (tmp_path / f"node-{len(nodes)}.log").open("w") as out:
+                    command = [ray, "start", *own, *common]
+                    nodes.append(subprocess.Popen(command, stdout=out, stderr=out, env=environment))
+                if own is head:
+                    wait_for(address)
+            yield address
+        finally:
+            for node in reversed(nodes):
+                node.terminate()
+            for node in nodes:
+                node.wait(timeout=30)
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_a_run_on_two_nodes_ends_at_the_weights_of_one_process(cluster, tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     overrides = [*OVERRIDES, "engine.cohort=1"]
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, str(tmp_path / "cluster"), cluster, *overrides],
         capture_output=True,
         text=True,
-        env=environment,
+        env=ENVIRONMENT,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
