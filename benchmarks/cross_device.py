@@ -351,8 +351,8 @@ def main() -> None:
         f"{describe()}. Load average before: {before:.2f}.",
         f"FedAvg, one local epoch of SGD, batch 10, one thread a process; Flower: {WORKERS} actors, "
         f"fedbench ray: {WORKERS} workers, the others one process. Median round after those that warm up (12 "
-        "for the MLPs, 1 for the others); whole: with start-up. apart: distance from the weights of the engine that trains one by one, over the way from "
-        "the initial weights.",
+        "for the MLPs, 1 for the others); whole: with start-up. apart: distance from the weights of the "
+        "engine that trains one by one, over the way from the initial weights.",
     ]
     print("\n".join(notes))
     if not options.quick:

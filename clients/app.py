@@ -27,8 +27,8 @@ from .errors import ClientError
 from .tasks.base import Arrays, Rows, Task
 from .training import Plan, Training, evaluate
 
-_CPU_WIDTH, _CPU_BYTES = 32, 1 << 25
-"""On a CPU, more clients at a time gain nothing once their models have left the caches."""
+_CPU_WIDTH, _CPU_BYTES = 32, 7 << 18
+"""On a CPU, clients are slower again once the models of all of them leave the nearer caches."""
 
 Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
 """What Flower puts around a handler."""
@@ -136,14 +136,25 @@ class _Node:
     @timed(LOAD)
     def training_data(self, node: int, context: Context) -> tuple[Batch, int]:
         """Training rows with ``weight``, and the number of examples to report."""
-        spec = self.spec
-        rows: Rows = spec.splits[node].train
-        arrays, weight = spec.arrays, len(spec.splits[node].train)
-        if spec.data_rule is not None:
-            changed = spec.data_rule.training_set(context, self.examples(node))
-            arrays, rows = {"x": changed.x, "y": changed.y}, slice(None)
-            weight = len(changed.y) if changed.weight is None else changed.weight
-        return self.batch(arrays, rows), 1 if spec.training.weighting == "uniform" else weight
+        if self.spec.data_rule is None:
+            return self.rows_of([node])[0]
+        changed = self.spec.data_rule.training_set(context, self.examples(node))
+        weight = len(changed.y) if changed.weight is None else changed.weight
+        return self.batch({"x": changed.x, "y": changed.y}, slice(None)), self.reported(weight)
+
+    def rows_of(self, nodes: Sequence[int]) -> list[tuple[Batch, int]]:
+        """Training data of clients as they are, gathered at once."""
+        held = [self.spec.splits[node].train for node in nodes]
+        together = self.batch(self.spec.arrays, np.concatenate(held))
+        ends = np.cumsum([len(rows) for rows in held]).tolist()
+        return [
+            ({k: v[end - len(rows) : end] for k, v in together.items()}, self.reported(len(rows)))
+            for rows, end in zip(held, ends, strict=True)
+        ]
+
+    def reported(self, weight: int) -> int:
+        """Number of examples that a client reports."""
+        return 1 if self.spec.training.weighting == "uniform" else weight
 
     def plan(self, training: Training, rows: int, purpose: str, *keys: int) -> Plan:
         """Batches of one purpose, such as a round."""
@@ -153,15 +164,23 @@ class _Node:
     def train(self, message: Message, context: Context) -> Message:
         """Answer a training message."""
         with self.seeded("dropout", round_of(message), partition_of(context)):
-            reply, _ = self.client.train_together([self.job(message, context)])[0]
+            reply, _ = self.client.train_together(self.jobs([message], [context]))[0]
         assert reply is not None
         return reply
 
     @timed(LOAD)
-    def job(self, message: Message, context: Context) -> Job:
-        """All that a client trains with."""
-        node, now = partition_of(context), round_of(message)
-        data, weight = self.training_data(node, context)
+    def jobs(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Job]:
+        """All that clients train with; the messages have the same content."""
+        now, nodes = round_of(messages[0]), [partition_of(context) for context in contexts]
+        if self.spec.data_rule is None:
+            data = self.rows_of(nodes)
+        else:
+            data = [self.training_data(node, context) for node, context in zip(nodes, contexts, strict=True)]
+        given = zip(messages, contexts, nodes, data, strict=True)
+        return [self.job(m, c, node, now, *mine) for m, c, node, mine in given]
+
+    def job(self, message: Message, context: Context, node: int, now: int, data: Batch, weight: int) -> Job:
+        """All that one client trains with."""
         training = self.spec.training
         attack = self.spec.attack if node in self.spec.attackers else None
         if attack is not None:
@@ -253,8 +272,8 @@ def partition_of(context: Context) -> int:
 
 def round_of(message: Message) -> int:
     """The server round of a message, counted from 1."""
-    config = message.content.config_records.get("config")
-    return int(config.get("server-round", 1)) if config else 1  # type: ignore[arg-type]
+    config: Any = message.content.get("config")
+    return int(config.get("server-round", 1)) if config else 1
 
 
 class NodeApp(ClientApp):
@@ -289,8 +308,7 @@ class NodeApp(ClientApp):
         self, messages: Sequence[Message], contexts: Sequence[Context], *, merge: bool = False
     ) -> list[Answered]:
         """Answer training messages of one content; see :meth:`strategies.RuleClient.train_together`."""
-        jobs = [self._node.job(m, c) for m, c in zip(messages, contexts, strict=True)]
-        return self._node.client.train_together(jobs, merge=merge)
+        return self._node.client.train_together(self._node.jobs(messages, contexts), merge=merge)
 
 
 def make_client_app(spec: ClientSpec) -> NodeApp:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any
 
@@ -47,8 +47,15 @@ class LazyArray(Array):
         view: npt.NDArray[Any] = self.__dict__["_ndarray"]
         return view
 
-    def __reduce__(self) -> tuple[type[LazyArray], tuple[npt.NDArray[Any]]]:
-        return LazyArray, (self.numpy(),)
+    def __reduce__(self) -> tuple[Callable[..., LazyArray], tuple[npt.NDArray[Any]]]:
+        return _lazy, (self.numpy(),)
+
+
+LazyArray.__qualname__ = Array.__qualname__  # which Flower's transport writes down, and rebuilds objects by
+
+
+def _lazy(ndarray: npt.NDArray[Any]) -> LazyArray:
+    return LazyArray(ndarray)
 
 
 def record(arrays: Mapping[str, Tensor | npt.NDArray[Any]]) -> ArrayRecord:

@@ -271,10 +271,12 @@ class RuleClient:
     def _cohort(self, jobs: Sequence[Job], rounds: Sequence[Round], merge: bool) -> list[Answered]:
         members = [Member(now, job.plan) for now, job in zip(rounds, jobs, strict=True)]
         stacked = self._trainer.train(members)
-        for i, (job, now) in enumerate(zip(jobs, rounds, strict=True)):
-            if job.corrupt:
-                for k, v in job.corrupt(stacked.of(i), now).arrays.items():
-                    stacked.upload.arrays[k][i] = v
+        if any(job.corrupt for job in jobs):
+            arrays = {k: v.clone() for k, v in stacked.upload.arrays.items()}  # they may be kept, too
+            for i, (job, now) in enumerate(zip(jobs, rounds, strict=True)):
+                for k, v in job.corrupt(stacked.of(i), now).arrays.items() if job.corrupt else ():
+                    arrays[k][i] = v
+            stacked = replace(stacked, upload=replace(stacked.upload, arrays=arrays))
         reported = {k: v.tolist() for k, v in stacked.upload.metrics.items()}  # type: ignore[union-attr]
         metrics = [
             job.numbers(now, loss) | {k: v[i] for k, v in reported.items()}
@@ -316,8 +318,10 @@ class RuleClient:
 
     @timed(LOAD)
     def _kept(self, context: Context, received: Params) -> Params:
-        kept = context.state.array_records.get(KEPT)
-        return self.rule.keep(received) if kept is None else self._tensors(kept)
+        if KEPT not in context.state:
+            return self.rule.keep(received)
+        kept: Any = context.state[KEPT]
+        return self._tensors(kept)
 
     @timed(UPLOAD)
     def _keep(self, context: Context, kept: Params) -> None:

@@ -133,13 +133,12 @@ class CohortTrainer:
         """
         cohort = _Cohort(members)
         phases = [self.rule.phases(m.round) for m in members]
-        params = self._call(cohort, "begin", lambda _, now: dict(self.rule.begin(now)), {})
+        params = self._begin(cohort)
         total = torch.zeros(len(members), device=cohort.device)
         taken = np.zeros(len(members), dtype=np.int64)
         for phase in zip(*phases, strict=True):
             moving, lengths = phase[0].moving, np.array([p.steps for p in phase])
-            start = {"params": {k: v for k, v in params.items() if k in moving}}
-            state = self._call(cohort, "init", lambda own, now: now.optimizer.init(own["params"]), start)
+            state = cohort.initial_state({k: v for k, v in params.items() if k in moving})
 
             def step(own: Any, now: Round, moving: frozenset[str] = moving) -> tuple[Params, State, Tensor]:
                 return self.rule.step(own["params"], own["state"], moving, own["batch"], now)
@@ -153,14 +152,24 @@ class CohortTrainer:
                 params, state, loss = after
                 total += loss
             taken += lengths
-        upload = self._call(
-            cohort, "end", lambda own, now: _flat(self.rule.end(own["params"], now)), {"params": params}
+        return Stacked(self._end(cohort, params), total / cohort.steps)
+
+    def _begin(self, cohort: _Cohort) -> Params:
+        if type(self.rule).begin is LocalRule.begin:
+            return cohort.repeat(cohort.template.received)
+        begun: Params = self._call(cohort, "begin", lambda _, now: dict(self.rule.begin(now)), {})
+        return begun
+
+    def _end(self, cohort: _Cohort, params: Params) -> Upload:
+        if type(self.rule).end is LocalRule.end:
+            return Upload(params, cohort.mine["kept"])
+        own = {"params": params}
+        return Upload(
+            **self._call(cohort, "end", lambda own, now: _flat(self.rule.end(own["params"], now)), own)
         )
-        return Stacked(Upload(**upload), total / cohort.steps)
 
     def _call(self, cohort: _Cohort, name: Any, function: Callable[[Any, Round], Any], own: Any) -> Any:
         """``function(own, round)`` for every client; leaves of ``own`` are stacked."""
-        inputs = (own, cohort.mine, cohort.shared)
         config = _Watched(cohort.template.config)
 
         def vectorised(own: Any, mine: Any, shared: Any) -> Any:
@@ -169,17 +178,25 @@ class CohortTrainer:
 
             return vmap(one)(own, mine)
 
-        leaves, spec = pytree.tree_flatten(inputs)
-        shapes = tuple(leaf.shape for leaf in pytree.tree_leaves(own))
-        key = (name, spec, cohort.size, shapes, cohort.template.optimizer)
+        leaves, spec = pytree.tree_flatten(own)
+        shapes = tuple(leaf.shape for leaf in leaves)
+        leaves += cohort.leaves
+        key = (name, spec, shapes, cohort.key)
         graphs = self._graphs.setdefault(key, [])
         for graph in graphs:
             if graph.fits(leaves, cohort.template.config):
                 return graph(leaves)
         self._calls[key] += 1
         if self._calls[key] <= _RECORD_AFTER or len(graphs) == _MOST_GRAPHS:
-            return pytree.tree_map(torch.Tensor.contiguous, vectorised(*inputs))
-        graphs.append(_Graph(vectorised, leaves, spec, config))
+            outputs = vectorised(own, cohort.mine, cohort.shared)
+            return pytree.tree_map(torch.Tensor.contiguous, outputs)
+
+        def flat(*leaves: Tensor) -> Any:
+            split = spec.num_leaves
+            own = pytree.tree_unflatten(leaves[:split], spec)
+            return vectorised(own, *pytree.tree_unflatten(leaves[split:], cohort.spec))
+
+        graphs.append(_Graph(flat, leaves, config))
         return graphs[-1](leaves)
 
 
@@ -207,6 +224,17 @@ class _Cohort:
             self.shared["lr"] = rate[0]
         else:
             self.mine["lr"] = rate
+        self.leaves, self.spec = pytree.tree_flatten((self.mine, self.shared))
+        self.key = (self.spec, self.size, self.template.optimizer)
+
+    def repeat(self, tensors: Params) -> Params:
+        """The same tensors for every client."""
+        return {k: v.expand(self.size, *v.shape).contiguous() for k, v in tensors.items()}
+
+    def initial_state(self, params: Params) -> State:
+        """The optimiser's state before its first step, which depends on shapes alone."""
+        state = self.template.optimizer.init({k: v[0] for k, v in params.items()})
+        return {name: self.repeat(part) for name, part in state.items()}
 
     def now(self, mine: dict[str, Any], shared: dict[str, Any], config: Mapping[str, Any]) -> Round:
         """The round of one client, inside ``vmap``."""
@@ -272,15 +300,13 @@ class _Watched(Mapping[str, Any]):
 class _Graph:
     """A recorded function, and what the recording depends on."""
 
-    def __init__(
-        self, function: Callable[..., Any], leaves: list[Tensor], spec: Any, config: _Watched
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], leaves: Sequence[Tensor], config: _Watched) -> None:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         out_spec: list[Any] = []
 
         def flat(*leaves: Tensor) -> list[Tensor]:
-            outputs, structure = pytree.tree_flatten(function(*pytree.tree_unflatten(leaves, spec)))
+            outputs, structure = pytree.tree_flatten(function(*leaves))
             out_spec.append(structure)
             return [output.contiguous() for output in outputs]
 

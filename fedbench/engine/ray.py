@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import os
 import pickle
@@ -21,7 +20,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from strategies.timing import BROADCAST, UPLOAD, part, timed
 
 from .costs import Costs
-from .grid import EngineGrid, Observer, Outcome, identify_as_server, partition_of
+from .grid import FIRST_NODE_ID, EngineGrid, Observer, Outcome, identify_as_server, partition_of
 from .profile import IDLE, OTHER, Span, active, recording
 from .states import ClientState, pack_state, unpack_state
 from .worker import AppFactory, Manner, Worker, single_thread
@@ -41,7 +40,10 @@ class _Job:
     """One message of a work list, without its content."""
 
     position: int
-    shell: Message
+    node_id: int
+    kind: str
+    group: str
+    ttl: float
     content: int
     state: ClientState | None
 
@@ -87,9 +89,9 @@ class _Actor:
         self._contents = {k: c for k, c in self._contents.items() if k in pinned} | now
         for key in pinned.keys() - self._contents.keys():
             self._contents[key] = ray.get(pinned[key])
-        messages = [job.shell for job in jobs]
-        for message, job in zip(messages, jobs, strict=True):
-            message.content = self._contents[job.content]
+        messages = [
+            Message(self._contents[j.content], j.node_id, j.kind, ttl=j.ttl, group_id=j.group) for j in jobs
+        ]
         return messages, [unpack_state(job.state, self._contents) for job in jobs]
 
 
@@ -210,7 +212,7 @@ class RayGrid(EngineGrid):
                 if attempt == _ATTEMPTS:
                     raise RuntimeError(
                         f"{_ATTEMPTS} workers died one after the other on the clients "
-                        f"{[partition_of(j.shell) for j in work.jobs]}; out of memory?"
+                        f"{[j.node_id - FIRST_NODE_ID for j in work.jobs]}; out of memory?"
                     ) from error
                 self._workers[index] = self._hire()
                 running[self._submit(index, work, refs)] = (index, work, attempt + 1)
@@ -220,9 +222,9 @@ class RayGrid(EngineGrid):
             if profile := active():
                 profile.take(index, spans, self._submitted[index])
             for job, outcome, state in zip(work.jobs, done_by_job, states, strict=True):
-                node = partition_of(job.shell)
+                node = job.node_id - FIRST_NODE_ID
                 outcomes[job.position] = outcome
-                self._costs.learn(job.shell.metadata.message_type, node, outcome.seconds)
+                self._costs.learn(job.kind, node, outcome.seconds)
                 if state:
                     self._states[node] = state
                 else:
@@ -234,10 +236,19 @@ class RayGrid(EngineGrid):
         """Longest client first, each to the worker with the least to do."""
         jobs = []
         for position, message in enumerate(messages):
-            shell = copy.copy(message)
-            shell.content = RecordDict()
+            about = message.metadata
             state = self._states.get(partition_of(message))
-            jobs.append(_Job(position, shell, keys[id(message.content)], state))
+            jobs.append(
+                _Job(
+                    position,
+                    about.dst_node_id,
+                    about.message_type,
+                    about.group_id,
+                    about.ttl,
+                    keys[id(message.content)],
+                    state,
+                )
+            )
         lists = [_WorkList() for _ in self._workers]
         costs = [self._cost(job) for job in jobs]
         for i in sorted(range(len(jobs)), key=lambda i: -costs[i]):
@@ -247,7 +258,7 @@ class RayGrid(EngineGrid):
         return lists
 
     def _cost(self, job: _Job) -> float:
-        kind, node = job.shell.metadata.message_type, partition_of(job.shell)
+        kind, node = job.kind, job.node_id - FIRST_NODE_ID
         together = kind == "train" and self.cohort_width != 1 and self.alone is None
         return float(self.sizes[node] + 1) if together else self._costs.predict(kind, node)
 

@@ -97,7 +97,7 @@ def test_a_worker_killed_in_the_middle_of_a_round_changes_nothing(tmp_path, monk
 
     def submit_and_kill(self, index, work, refs):
         reference = submit(self, index, work, refs)
-        if len(killed) < 2 and work.jobs[0].shell.metadata.message_type == "train":
+        if len(killed) < 2 and work.jobs[0].kind == "train":
             time.sleep(0.02 * len(killed))
             ray.kill(self._workers[index])
             killed.append(index)
