@@ -22,7 +22,7 @@ class LazyArray(Array):
     Parameters
     ----------
     ndarray : ndarray
-        Must not be written to any more; :meth:`numpy` gives a read-only view of it.
+        Must not be written to any more.
     """
 
     def __init__(self, ndarray: npt.NDArray[Any]) -> None:
@@ -42,13 +42,17 @@ class LazyArray(Array):
         serialised: bytes = self.__dict__["_data"]
         return serialised
 
-    def numpy(self) -> npt.NDArray[Any]:
-        """The array, read-only."""
+    def view(self) -> npt.NDArray[Any]:
+        """The array itself, read-only."""
         view: npt.NDArray[Any] = self.__dict__["_ndarray"]
         return view
 
+    def numpy(self) -> npt.NDArray[Any]:
+        """A copy, as of any Array: some of Flower's strategies write to it."""
+        return self.view().copy()
+
     def __reduce__(self) -> tuple[Callable[..., LazyArray], tuple[npt.NDArray[Any]]]:
-        return _lazy, (self.numpy(),)
+        return _lazy, (self.view(),)
 
 
 LazyArray.__qualname__ = Array.__qualname__  # which Flower's transport writes down, and rebuilds objects by
@@ -68,11 +72,15 @@ def record(arrays: Mapping[str, Tensor | npt.NDArray[Any]]) -> ArrayRecord:
 
 def numpy_of(arrays: ArrayRecord) -> Arrays:
     """An array record as ndarrays, in its order; they may be read-only."""
-    return {k: v.numpy() for k, v in arrays.items()}
+    return {k: _view(v) for k, v in arrays.items()}
 
 
 def tensors_of(arrays: ArrayRecord) -> dict[str, Tensor]:
     """An array record as tensors, which share memory with it and must not be changed in place."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return {k: torch.from_numpy(v.numpy()) for k, v in arrays.items()}
+        return {k: torch.from_numpy(_view(v)) for k, v in arrays.items()}
+
+
+def _view(array: Array) -> npt.NDArray[Any]:
+    return array.view() if isinstance(array, LazyArray) else array.numpy()

@@ -30,7 +30,7 @@ MISTAKES = {
     "strategy.mu=1": "strategy.mu: no such key in 'strategy'",
     "client.model.hiden=[3]": "client.model.hiden: no such key in 'client.model'; did you",
     "align.policy=multi": "align.policy: no such key in 'align', which has none",
-    "engine.workers=2": "engine.workers: no such key in 'engine', which has none",
+    "engine.workers=2": "engine.workers: no such key in 'engine'; one of: cohort, partial_sums",
     "+client.lrr=1": "client.lrr: no such option; did you mean 'lr'?",
     # types
     "rounds=abc": "rounds=abc: must be a whole number\n",
