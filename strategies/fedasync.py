@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .arrays import Arrays
 from .asynchronous import Asynchronous
+from .fedprox import proximal_term
 from .functional import Batch, Params
 from .local import LocalRule, Round, setting
 from .method import Answer
@@ -27,8 +28,7 @@ class FedAsyncRule(LocalRule):
     def loss(self, params: Params, batch: Batch, round: Round) -> Tensor:
         """Task loss plus the proximal term."""
         rho = setting(round, "fedasync-rho", self, "strategies.FedAsync")
-        distance = sum(((params[k] - round.received[k]) ** 2).sum() for k in sorted(round.trainable))
-        return super().loss(params, batch, round) + 0.5 * rho * distance
+        return super().loss(params, batch, round) + proximal_term(params, round, rho)
 
 
 class FedAsync(Asynchronous):
@@ -46,7 +46,7 @@ class FedAsync(Asynchronous):
     staleness : {"constant", "polynomial", "hinge"}
         Kind of :math:`s`.
     a, b : float
-        Its constants; the paper's are 0.5 for polynomial, 10 and 4 for hinge.
+        Exponent of polynomial; slope and threshold of hinge.
     rho : float
         Weight :math:`\rho` of the clients' proximal term.
     concurrency, seed

@@ -7,6 +7,7 @@ which sends ``proximal-mu`` with every training message; the client half is :cla
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .functional import Batch, Params
@@ -23,5 +24,10 @@ class FedProxRule(LocalRule):
     def loss(self, params: Params, batch: Batch, round: Round) -> Tensor:
         """Task loss plus the proximal term."""
         mu = setting(round, "proximal-mu", self, "flwr.serverapp.strategy.FedProx")
-        distance = sum(((params[k] - round.received[k]) ** 2).sum() for k in sorted(round.trainable))
-        return super().loss(params, batch, round) + 0.5 * mu * distance
+        return super().loss(params, batch, round) + proximal_term(params, round, mu)
+
+
+def proximal_term(params: Params, round: Round, weight: float) -> Tensor:
+    r""":math:`\frac{w}{2} \lVert x - x^t \rVert^2` over trainable parameters; :math:`x^t` as received."""
+    moved = [((params[k] - round.received[k]) ** 2).sum() for k in sorted(round.trainable)]
+    return 0.5 * weight * torch.stack(moved).sum()

@@ -50,6 +50,7 @@ class _Job:
 
 @dataclass
 class _WorkList:
+    asked: int
     jobs: list[_Job] = field(default_factory=list)
     cost: float = 0.0
 
@@ -70,13 +71,19 @@ class _Actor:
         return self._worker.alone
 
     def run(
-        self, _ready: object, jobs: list[_Job], keys: list[int], pinned: dict[int, Any], *contents: RecordDict
+        self,
+        _ready: object,
+        jobs: list[_Job],
+        asked: int,
+        keys: list[int],
+        pinned: dict[int, Any],
+        *contents: RecordDict,
     ) -> tuple[list[Outcome], list[ClientState | None], str | None, list[Span]]:
         # Where serve failed, so does its result as an argument: no worker goes on with an app of before.
         spans: list[Span] = []
         with recording(spans if self._worker.manner.profile else None):
             messages, states = self._receive(jobs, dict(zip(keys, contents, strict=True)), pinned)
-            outcomes = self._worker.run(messages, states)
+            outcomes = self._worker.run(messages, states, asked=asked)
             with part(UPLOAD):
                 packed = [pack_state(state, self._contents) for state in states]
         return outcomes, packed, self._worker.alone, spans
@@ -249,7 +256,7 @@ class RayGrid(EngineGrid):
                     state,
                 )
             )
-        lists = [_WorkList() for _ in self._workers]
+        lists = [_WorkList(len(messages)) for _ in self._workers]
         costs = [self._cost(job) for job in jobs]
         for i in sorted(range(len(jobs)), key=lambda i: -costs[i]):
             work = min(lists, key=lambda w: w.cost)
@@ -267,7 +274,7 @@ class RayGrid(EngineGrid):
         contents = [refs[k] for k in keys]
         worker = self._workers[index]
         self._submitted[index] = time.time_ns()
-        return worker.run.remote(self._ready[worker], work.jobs, keys, self._pinned, *contents)
+        return worker.run.remote(self._ready[worker], work.jobs, work.asked, keys, self._pinned, *contents)
 
     def _hire(self) -> Any:
         """A worker that an earlier run of this process left, or a new one."""

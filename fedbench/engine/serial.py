@@ -64,7 +64,7 @@ class SerialGrid(EngineGrid):
         ordered = [messages[i] for i in order]
         with part(BROADCAST):
             states = [self.state_of(partition_of(m)) for m in ordered]
-        outcomes = self._worker.run(ordered, states)
+        outcomes = self._worker.run(ordered, states, asked=len(ordered))
         self._store(ordered, states)
         self.said_alone(self._worker.alone)
         return [outcome for _, outcome in sorted(zip(order, outcomes, strict=True), key=lambda pair: pair[0])]

@@ -25,6 +25,9 @@ CLIENT_FAILED = 1
 CLIENT_LOST = 2
 """Error code of a reply that a simulated system lost: the client dropped out, or came too late."""
 
+_FEWEST = 8
+"""Clients of a round from which they train together: ``vmap`` takes 2 seconds to be imported."""
+
 AppFactory = Callable[[], ClientApp]
 
 
@@ -94,11 +97,14 @@ class Worker:
         self._most: int | None = manner.cohort
 
     @timed(OTHER)
-    def run(self, messages: Sequence[Message], states: Sequence[RecordDict]) -> list[Outcome]:
-        """Run the messages, each with its client's state, and give their outcomes in the same order."""
+    def run(self, messages: Sequence[Message], states: Sequence[RecordDict], *, asked: int) -> list[Outcome]:
+        """Run the messages, each with its client's state, and give their outcomes in the same order.
+
+        ``asked`` is the number of messages of all workers: it does not depend on how many workers there are.
+        """
         done: dict[int, Outcome] = {}
         merged = _Merged() if self.manner.merge else None
-        for unit in self._units(messages):
+        for unit in self._units(messages, asked):
             outcomes = self._unit([messages[i] for i in unit], [states[i] for i in unit])
             for i, outcome in zip(unit, outcomes, strict=True):
                 done[i] = merged.take(i, outcome) if merged and _trained(messages[i], outcome) else outcome
@@ -106,12 +112,13 @@ class Worker:
             done |= merged.outcome(done)
         return [done[i] for i in range(len(messages))]
 
-    def _units(self, messages: Sequence[Message]) -> list[list[int]]:
+    def _units(self, messages: Sequence[Message], asked: int) -> list[list[int]]:
         """Positions of messages whose clients train together: neighbours with the same content."""
         together: dict[int, list[int]] = {}
         units: list[list[int]] = []
         for i, message in enumerate(messages):
-            if self.alone is None and message.metadata.message_type == "train":
+            worthwhile = self.alone is None and (asked >= _FEWEST or self.manner.cohort is not None)
+            if worthwhile and message.metadata.message_type == "train":
                 together.setdefault(id(message.content), []).append(i)
             else:
                 units.append([i])
