@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import pickle
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ class RayGrid(EngineGrid):
         super().__init__(
             sizes, observer, cohort=cohort, partial_sums=partial_sums, state_memory_mb=state_memory_mb
         )
-        self.check(workers=workers, gpus_per_worker=gpus_per_worker)
+        self.check(workers=workers, gpus_per_worker=gpus_per_worker, address=address)
         start_ray(address, workers)
         count = workers or _default_workers(gpus_per_worker)
         gpus = ray.cluster_resources().get("GPU", 0.0)
@@ -169,14 +170,23 @@ class RayGrid(EngineGrid):
         *,
         workers: int | None = None,
         gpus_per_worker: float = 0.0,
+        address: str | None = None,
         **options: Any,
     ) -> None:
-        """Raise ValueError for numbers that cannot be."""
+        """Raise ValueError for numbers that cannot be, and for a cluster that does not answer."""
         super().check(**options)
         if workers is not None and workers < 1:
             raise ValueError(f"workers: must be 1 or more, got {workers}")
         if gpus_per_worker < 0:
             raise ValueError(f"gpus_per_worker: must be 0 or more, got {gpus_per_worker}")
+        host, _, port = (address or "").rpartition(":")
+        if port.isdecimal() and "/" not in host:  # Ray itself would try for minutes
+            try:
+                socket.create_connection((host, int(port)), timeout=5).close()
+            except OSError as error:
+                raise ValueError(
+                    f"address: no Ray cluster answers at {address} ({error}); `ray start --head` tells one"
+                ) from error
 
     def wait(self) -> None:
         """Wait until all workers are up; one that could not start says so when it is given work."""

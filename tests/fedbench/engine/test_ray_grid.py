@@ -232,6 +232,7 @@ def test_workers_are_kept_between_runs_and_make_way_for_workers_of_another_size(
     [
         ({"workers": 0}, "workers: must be 1 or more, got 0"),
         ({"gpus_per_worker": -1}, "gpus_per_worker: must be 0 or more, got -1"),
+        ({"address": "127.0.0.1:1"}, "address: no Ray cluster answers at 127.0.0.1:1"),
         ({"workers": 2, "gpus_per_worker": 9.0}, "gpus_per_worker: 2 of 9.0 are more than the"),
     ],
 )
