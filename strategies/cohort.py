@@ -7,29 +7,28 @@ of weight 0, and a client that has taken its last step stays where it is.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.utils import _pytree as pytree
 
 from .functional import Batch, Params, Stateless, differentiate_functionally
 from .local import LocalRule, Phase, Plan, Round, Upload
 from .optim import State
+from .recording import Groups, Recorder
 from .timing import LOAD, timed
 
-if TYPE_CHECKING:
-    from torch.fx import GraphModule
+_SENT, _EXTRA, _STATE = "sent ", "extra ", "state "
+"""Before the names of further groups of tensors."""
 
-_RECORD_AFTER = 200
-"""Calls of a step with the same shapes before it is recorded, which takes as long as some hundred calls."""
-_MOST_GRAPHS = 4
-"""Recordings of a function with the same shapes; where settings change all the time, none pays off."""
+_GATHERED_BYTES = 1 << 20
+"""Batches that are gathered at once take no more, so that they stay in a cache until they are used."""
+
+Function = Callable[[Groups, Round], Groups]
 
 
 @dataclass(frozen=True)
@@ -102,11 +101,7 @@ def alike(round: Round, phases: Sequence[Phase]) -> tuple[Any, ...]:
 
 
 class CohortTrainer:
-    """Trains cohorts by one rule.
-
-    A step that is called often is recorded as a flat graph of tensor operations (``make_fx``). The same
-    operations run then, without the cost of dispatching them through ``vmap`` and ``grad``, which for small
-    models is the greater part. What a recording depends on (shapes, settings) is compared before each call.
+    """Trains cohorts by one rule; steps that are called often run from recordings.
 
     Parameters
     ----------
@@ -116,8 +111,7 @@ class CohortTrainer:
 
     def __init__(self, rule: LocalRule) -> None:
         self.rule = rule
-        self._calls: Counter[Any] = Counter()
-        self._graphs: dict[Any, list[_Graph]] = {}
+        self._recorder = Recorder()
 
     def train(self, members: Sequence[Member]) -> Stacked:
         """Train all members.
@@ -137,67 +131,66 @@ class CohortTrainer:
         total = torch.zeros(len(members), device=cohort.device)
         taken = np.zeros(len(members), dtype=np.int64)
         for phase in zip(*phases, strict=True):
-            moving, lengths = phase[0].moving, np.array([p.steps for p in phase])
-            state = cohort.initial_state({k: v for k, v in params.items() if k in moving})
-
-            def step(own: Any, now: Round, moving: frozenset[str] = moving) -> tuple[Params, State, Tensor]:
-                return self.rule.step(own["params"], own["state"], moving, own["batch"], now)
-
+            lengths = np.array([p.steps for p in phase])
+            step = self._step(phase[0].moving)
+            changing = {"params": params} | cohort.initial_state(params, phase[0].moving)
             for batch, live in cohort.batches(taken, lengths):
-                own = {"params": params, "state": state, "batch": batch}
-                after = self._call(cohort, ("step", moving), step, own)
-                if live is not None:
-                    before = (params, state, torch.zeros_like(total))
-                    after = pytree.tree_map(lambda a, b, live=live: _where(live, a, b), after, before)
-                params, state, loss = after
+                before = None if live is None else {name: _clones(group) for name, group in changing.items()}
+                after = self._call(
+                    cohort, ("step", phase[0].moving), step, changing | {"batch": batch}, owned=[*changing]
+                )
+                loss = after.pop("loss")["loss"]
+                if live is not None and before is not None:
+                    after = {
+                        name: {k: _where(live, v, before[name][k]) for k, v in group.items()}
+                        for name, group in after.items()
+                    }
+                    loss = _where(live, loss, torch.zeros_like(loss))
+                changing = after
                 total += loss
+            params = changing["params"]
             taken += lengths
         return Stacked(self._end(cohort, params), total / cohort.steps)
 
     def _begin(self, cohort: _Cohort) -> Params:
         if type(self.rule).begin is LocalRule.begin:
             return cohort.repeat(cohort.template.received)
-        begun: Params = self._call(cohort, "begin", lambda _, now: dict(self.rule.begin(now)), {})
-        return begun
+        begun = self._call(cohort, "begin", lambda _, now: {"params": dict(self.rule.begin(now))}, {})
+        return _clones(begun["params"])  # what the client keeps, say, is not to be written to
+
+    def _step(self, moving: frozenset[str]) -> Function:
+        def step(own: Groups, now: Round) -> Groups:
+            state = {k.removeprefix(_STATE): v for k, v in own.items() if k.startswith(_STATE)}
+            params, state, loss = self.rule.step(own["params"], state, moving, own["batch"], now)
+            return {"params": params, **{_STATE + k: v for k, v in state.items()}, "loss": {"loss": loss}}
+
+        return step
 
     def _end(self, cohort: _Cohort, params: Params) -> Upload:
         if type(self.rule).end is LocalRule.end:
             return Upload(params, cohort.mine["kept"])
         own = {"params": params}
+        ended = self._call(cohort, "end", lambda own, now: _flat(self.rule.end(own["params"], now)), own)
         return Upload(
-            **self._call(cohort, "end", lambda own, now: _flat(self.rule.end(own["params"], now)), own)
+            ended["arrays"],
+            ended["kept"],
+            {k.removeprefix(_EXTRA): v for k, v in ended.items() if k.startswith(_EXTRA)},
+            ended["metrics"],
         )
 
-    def _call(self, cohort: _Cohort, name: Any, function: Callable[[Any, Round], Any], own: Any) -> Any:
-        """``function(own, round)`` for every client; leaves of ``own`` are stacked."""
-        config = _Watched(cohort.template.config)
+    def _call(
+        self, cohort: _Cohort, name: Any, function: Function, own: Groups, owned: Sequence[str] = ()
+    ) -> dict[str, Params]:
+        """``function(own, round)`` for every client; all of ``own`` is stacked."""
 
-        def vectorised(own: Any, mine: Any, shared: Any) -> Any:
-            def one(own: Any, mine: Any) -> Any:
-                return function(own, cohort.now(mine, shared, config))
+        def vectorised(inputs: Groups, config: Mapping[str, Any]) -> Groups:
+            stacked = [{k: inputs[k] for k in groups} for groups in (own, cohort.mine)]
+            shared = {k: inputs[k] for k in cohort.shared}
+            return vmap(lambda own, mine: function(own, cohort.now(mine, shared, config)))(*stacked)
 
-            return vmap(one)(own, mine)
-
-        leaves, spec = pytree.tree_flatten(own)
-        shapes = tuple(leaf.shape for leaf in leaves)
-        leaves += cohort.leaves
-        key = (name, spec, shapes, cohort.key)
-        graphs = self._graphs.setdefault(key, [])
-        for graph in graphs:
-            if graph.fits(leaves, cohort.template.config):
-                return graph(leaves)
-        self._calls[key] += 1
-        if self._calls[key] <= _RECORD_AFTER or len(graphs) == _MOST_GRAPHS:
-            outputs = vectorised(own, cohort.mine, cohort.shared)
-            return pytree.tree_map(torch.Tensor.contiguous, outputs)
-
-        def flat(*leaves: Tensor) -> Any:
-            split = spec.num_leaves
-            own = pytree.tree_unflatten(leaves[:split], spec)
-            return vectorised(own, *pytree.tree_unflatten(leaves[split:], cohort.spec))
-
-        graphs.append(_Graph(flat, leaves, config))
-        return graphs[-1](leaves)
+        inputs = {**own, **cohort.mine, **cohort.shared}
+        key = (name, cohort.size, cohort.template.optimizer)
+        return self._recorder.call(key, vectorised, inputs, cohort.template.config, owned)
 
 
 class _Cohort:
@@ -210,38 +203,38 @@ class _Cohort:
         self.device = like.device
         self.size = len(members)
         self._plans = [m.plan for m in members]
-        steps = torch.tensor([len(plan) for plan in self._plans])
-        self.steps = steps.to(self.device)
-        rates = [r.lr for r in rounds]
-        self.shared: dict[str, Any] = {"received": self.template.received, "sent": dict(self.template.sent)}
-        self.mine: dict[str, Any] = {
+        self.steps = torch.tensor([len(plan) for plan in self._plans]).to(self.device)
+        rates = torch.tensor([r.lr for r in rounds], dtype=like.dtype, device=self.device)
+        one_rate = len({r.lr for r in rounds}) == 1
+        self.mine: dict[str, Params] = {
             "kept": {k: torch.stack([r.kept[k] for r in rounds]) for k in self.template.kept},
             "data": stack_rows([r.data for r in rounds]),
-            "steps": self.steps,
+            "own": {"steps": self.steps} if one_rate else {"steps": self.steps, "lr": rates},
         }
-        rate = torch.tensor(rates, dtype=like.dtype, device=self.device)
-        if len(set(rates)) == 1:
-            self.shared["lr"] = rate[0]
-        else:
-            self.mine["lr"] = rate
-        self.leaves, self.spec = pytree.tree_flatten((self.mine, self.shared))
-        self.key = (self.spec, self.size, self.template.optimizer)
+        self.shared: dict[str, Params] = {
+            "received": self.template.received,
+            "all": {"lr": rates[0]} if one_rate else {},
+            **{_SENT + name: dict(record) for name, record in self.template.sent.items()},
+        }
 
     def repeat(self, tensors: Params) -> Params:
         """The same tensors for every client."""
-        return {k: v.expand(self.size, *v.shape).contiguous() for k, v in tensors.items()}
+        return _clones({k: v.expand(self.size, *v.shape) for k, v in tensors.items()})
 
-    def initial_state(self, params: Params) -> State:
+    def initial_state(self, params: Params, moving: frozenset[str]) -> State:
         """The optimiser's state before its first step, which depends on shapes alone."""
-        state = self.template.optimizer.init({k: v[0] for k, v in params.items()})
-        return {name: self.repeat(part) for name, part in state.items()}
+        state = self.template.optimizer.init({k: v[0] for k, v in params.items() if k in moving})
+        return {_STATE + name: self.repeat(part) for name, part in state.items()}
 
-    def now(self, mine: dict[str, Any], shared: dict[str, Any], config: Mapping[str, Any]) -> Round:
+    def now(self, mine: Groups, shared: Groups, config: Mapping[str, Any]) -> Round:
         """The round of one client, inside ``vmap``."""
         return replace(
             self.template,
-            **mine,
-            **shared,
+            kept=mine["kept"],
+            data=mine["data"],
+            **{**mine["own"], **shared["all"]},  # type: ignore[arg-type]
+            received=shared["received"],
+            sent={k.removeprefix(_SENT): v for k, v in shared.items() if k.startswith(_SENT)},
             config=config,
             differentiate=differentiate_functionally,
             generator=None,
@@ -251,98 +244,33 @@ class _Cohort:
         self, taken: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]
     ) -> Iterator[tuple[Batch, Tensor | None]]:
         """Padded batches of a phase, and who still takes part; ``None`` where all do."""
-        data, most = self.mine["data"], int(lengths.max())
         plans = [p[a : a + n] for p, a, n in zip(self._plans, taken, lengths, strict=True)]
-        width = max((len(chosen) for plan in plans for chosen in plan), default=0)
-        index = np.zeros((most, len(plans), width), dtype=np.int64)
-        real = np.zeros(index.shape, dtype=bool)
-        for client, plan in enumerate(plans):
-            for t, chosen in enumerate(plan):
-                index[t, client, : len(chosen)] = chosen
-                real[t, client, : len(chosen)] = True
-        rows = {k: v.flatten(0, 1) for k, v in data.items()}
-        index += len(rows["weight"]) // len(plans) * np.arange(len(plans))[:, None]
-        where = torch.from_numpy(index.reshape(most, -1)).to(self.device)
-        mask = torch.from_numpy(real).to(self.device)
-        full, shortest = bool(real.all()), int(lengths.min())
-        for t in range(most):
-            batch = {
-                k: v.index_select(0, where[t]).view(len(plans), width, *v.shape[1:]) for k, v in rows.items()
+        clients, most, shortest = len(plans), int(lengths.max()), int(lengths.min())
+        if most == 0:
+            return
+        sizes = np.zeros((clients, most), dtype=np.int64)
+        for mine, plan in zip(sizes, plans, strict=True):
+            mine[: len(plan)] = [len(chosen) for chosen in plan]
+        width = int(sizes.max())
+        real = np.arange(width) < sizes[:, :, None]
+        index = np.zeros(real.shape, dtype=np.int64)
+        index[real] = np.concatenate([chosen for plan in plans for chosen in plan])
+        rows = {k: v.flatten(0, 1) for k, v in self.mine["data"].items()}
+        index += len(rows["weight"]) // clients * np.arange(clients)[:, None, None]
+        where = torch.from_numpy(index.swapaxes(0, 1).reshape(most, -1)).to(self.device)
+        mask = None if real.all() else torch.from_numpy(real.swapaxes(0, 1)).to(self.device)
+        step_bytes = where.shape[1] * sum(v[0].numel() * v.element_size() for v in rows.values())
+        at_once = max(1, _GATHERED_BYTES // step_bytes)
+        for start in range(0, most, at_once):
+            chosen = where[start : start + at_once].flatten()
+            several = {
+                k: v.index_select(0, chosen).view(-1, clients, width, *v.shape[1:]) for k, v in rows.items()
             }
-            if not full:
-                batch["weight"] = batch["weight"] * mask[t]
-            yield batch, None if t < shortest else torch.from_numpy(lengths > t).to(self.device)
-
-
-class _Watched(Mapping[str, Any]):
-    """A config that remembers what was read from it."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = config
-        self.read: dict[str, Any] = {}
-
-    def __getitem__(self, key: str) -> Any:
-        self.read[key] = self._config.get(key)
-        return self._config[key]
-
-    def __contains__(self, key: object) -> bool:
-        self.read[str(key)] = self._config.get(str(key))
-        return key in self._config
-
-    def __iter__(self) -> Iterator[str]:
-        self.read |= self._config
-        return iter(self._config)
-
-    def __len__(self) -> int:
-        return len(self._config)
-
-
-class _Graph:
-    """A recorded function, and what the recording depends on."""
-
-    def __init__(self, function: Callable[..., Any], leaves: Sequence[Tensor], config: _Watched) -> None:
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        out_spec: list[Any] = []
-
-        def flat(*leaves: Tensor) -> list[Tensor]:
-            outputs, structure = pytree.tree_flatten(function(*leaves))
-            out_spec.append(structure)
-            return [output.contiguous() for output in outputs]
-
-        # Clones, because a tensor that stands in two places would be recorded as one input.
-        self._run = make_fx(flat)(*(leaf.clone() for leaf in leaves))
-        _drop_idle(self._run, leaves)
-        self._out_spec = out_spec[0]
-        inputs = [node for node in self._run.graph.nodes if node.op == "placeholder"]
-        self._needs = [(i, leaves[i].shape, leaves[i].dtype) for i, node in enumerate(inputs) if node.users]
-        self._config = config.read
-
-    def fits(self, leaves: Sequence[Tensor], config: Mapping[str, Any]) -> bool:
-        return all(leaves[i].shape == s and leaves[i].dtype == d for i, s, d in self._needs) and all(
-            config.get(k) == v for k, v in self._config.items()
-        )
-
-    def __call__(self, leaves: Sequence[Tensor]) -> Any:
-        with torch.no_grad():
-            return pytree.tree_unflatten(self._run(*leaves), self._out_spec)
-
-
-def _drop_idle(recorded: GraphModule, leaves: Sequence[Tensor]) -> None:
-    """Take out what changes nothing: unused results, and ``vmap``'s reshaping to the same shape."""
-    from torch.fx.passes.shape_prop import ShapeProp
-
-    aten = torch.ops.aten
-    reshaping = {aten.expand.default, aten.view.default, aten._unsafe_view.default}
-    ShapeProp(recorded).propagate(*leaves)
-    for node in list(recorded.graph.nodes):
-        times_one = node.target == aten.mul.Scalar and node.args[1] == 1
-        if times_one or node.target in reshaping:
-            before, after = node.args[0].meta["tensor_meta"], node.meta["tensor_meta"]
-            if (before.shape, before.stride, before.dtype) == (after.shape, after.stride, after.dtype):
-                node.replace_all_uses_with(node.args[0])
-    recorded.graph.eliminate_dead_code()
-    recorded.recompile()
+            if mask is not None:
+                several["weight"] *= mask[start : start + at_once]
+            for t in range(start, min(start + at_once, most)):
+                batch = {k: v[t - start] for k, v in several.items()}
+                yield batch, None if t < shortest else torch.from_numpy(lengths > t).to(self.device)
 
 
 @timed(LOAD)
@@ -367,15 +295,19 @@ def stack_rows(batches: Sequence[Batch]) -> Batch:
     return stacked
 
 
+def _clones(tensors: Params) -> Params:
+    return {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+
+
 def _where(live: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(live.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 
-def _flat(upload: Upload) -> dict[str, Any]:
-    """An upload as nested dicts of tensors, which ``vmap`` can carry."""
+def _flat(upload: Upload) -> Groups:
+    """An upload as groups of tensors, which ``vmap`` can carry."""
     return {
         "arrays": dict(upload.arrays),
         "kept": dict(upload.kept),
-        "extra": {k: dict(v) for k, v in upload.extra.items()},
         "metrics": {k: torch.as_tensor(v) for k, v in upload.metrics.items()},
+        **{_EXTRA + name: dict(record) for name, record in upload.extra.items()},
     }
