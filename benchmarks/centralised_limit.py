@@ -125,6 +125,9 @@ class Federated:
 
 def child(key: str, device: str, workers: int, quick: bool) -> dict[str, Any]:
     """Seconds of each turn of both sides, after one turn that warms up."""
+    from fedbench.engine.worker import settle_process
+
+    settle_process()  # as `fedbench run` does; the plain loop has what it brings, too
     workload = workload_of(key, device, quick)
     sides = {"plain": Plain(workload, device), "federated": Federated(workload, device, workers)}
     seconds: dict[str, list[float]] = {name: [] for name in sides}

@@ -247,7 +247,9 @@ def fedbench(engine: str, **options: Any) -> Callable[[Workload, str, bool], End
     def run(workload: Workload, key: str, quick: bool) -> Ended:  # noqa: ARG001 - as the others
         from fedbench.engine.ray import RayGrid
         from fedbench.engine.serial import SerialGrid
+        from fedbench.engine.worker import settle_process
 
+        settle_process()  # as `fedbench run` does
         strategy = TimedFedAvg(workload, workload.cohort)
         books: list[Exchange] = []  # fedbench's own accounts are part of what its rounds cost
         arguments: Any = (app_factory(workload), workload.sizes().tolist(), books.append)

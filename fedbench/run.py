@@ -34,7 +34,7 @@ from .config.compose import as_yaml, settings
 from .engine.grid import EngineGrid, Exchange
 from .engine.profile import AGGREGATE, EVALUATE, OTHER, Profile, active, profiling
 from .engine.system import LOSSES, SystemGrid
-from .engine.worker import CLIENT_LOST, single_thread
+from .engine.worker import CLIENT_LOST, settle_process
 from .errors import RunFailed, UserError
 from .report.profile_picture import profile_picture
 from .report.profile_table import markdown, write_csv
@@ -104,7 +104,7 @@ class Run:
                 self._write_profile(profile)
 
     def _execute(self) -> dict[str, Any]:
-        single_thread()
+        settle_process()
         started = time.perf_counter() - self.seconds.pop("total", 0.0)
         arrays, clients, engine = self._restored or (record(self.model.initial()), {}, {})
         status = "failed"

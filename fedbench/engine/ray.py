@@ -24,7 +24,7 @@ from .costs import Costs
 from .grid import FIRST_NODE_ID, EngineGrid, Observer, Outcome, identify_as_server, partition_of
 from .profile import IDLE, OTHER, Span, active, recording
 from .states import ClientState, pack_state, unpack_state
-from .worker import AppFactory, Manner, Worker, single_thread
+from .worker import AppFactory, Manner, Worker, settle_process
 
 _ATTEMPTS = 3
 """Workers that may die on one list before the list is taken to be what kills them."""
@@ -60,7 +60,7 @@ class _Actor:
     """A process with its own ClientApp; the data come from the object store without a copy."""
 
     def __init__(self) -> None:
-        single_thread()
+        settle_process()
         identify_as_server()
         _send_arrays_as_buffers()
         logging.getLogger("flwr").setLevel(logging.WARNING)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +29,9 @@ CLIENT_LOST = 2
 
 _FEWEST = 8
 """Clients of a round from which they train together: ``vmap`` takes 2 seconds to be imported."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Names of options in glibc's ``malloc.h``."""
 
 AppFactory = Callable[[], ClientApp]
 
@@ -240,14 +245,20 @@ def _trained(message: Message, outcome: Outcome) -> bool:
     return message.metadata.message_type == "train" and not failed
 
 
-def single_thread() -> None:
-    """Let this process compute with one thread, in torch and in NumPy's BLAS.
+def settle_process() -> None:
+    """Let this process compute with one thread, in torch and in NumPy's BLAS, and keep its memory.
 
     Threads inside an operation wait for each other on shared virtual CPUs, and their number changes the last
-    bits of a sum: the same run would differ from machine to machine.
+    bits of a sum: the same run would differ from machine to machine. And glibc hands every tensor above 128
+    KiB back to the system when it is freed, and gets it anew, page by page, in the next step: of a CNN's step
+    that was a tenth.
     """
     torch.set_num_threads(1)
     threadpool_limits(1)
+    with contextlib.suppress(AttributeError, OSError):  # other C libraries do otherwise
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 512 << 20)
 
 
 def failure(message: Message, error: Exception) -> Message:
