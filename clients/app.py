@@ -15,6 +15,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from strategies.asynchronous import AGAIN
 from strategies.attacks import Attack
 from strategies.client import Answered, Job, RuleClient
 from strategies.cohort import alone_because
@@ -163,7 +164,7 @@ class _Node:
 
     def train(self, message: Message, context: Context) -> Message:
         """Answer a training message."""
-        with self.seeded("dropout", round_of(message), partition_of(context)):
+        with self.seeded("dropout", *moment(message), partition_of(context)):
             reply, _ = self.client.train_together(self.jobs([message], [context]))[0]
         assert reply is not None
         return reply
@@ -171,17 +172,17 @@ class _Node:
     @timed(LOAD)
     def jobs(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Job]:
         """All that clients train with; the messages have the same content."""
-        now, nodes = round_of(messages[0]), [partition_of(context) for context in contexts]
+        nodes = [partition_of(context) for context in contexts]
         if self.spec.data_rule is None:
             data = self.rows_of(nodes)
         else:
             data = [self.training_data(node, context) for node, context in zip(nodes, contexts, strict=True)]
         given = zip(messages, contexts, nodes, data, strict=True)
-        return [self.job(m, c, node, now, *mine) for m, c, node, mine in given]
+        return [self.job(m, c, node, *mine) for m, c, node, mine in given]
 
-    def job(self, message: Message, context: Context, node: int, now: int, data: Batch, weight: int) -> Job:
+    def job(self, message: Message, context: Context, node: int, data: Batch, weight: int) -> Job:
         """All that one client trains with."""
-        training = self.spec.training
+        training, now = self.spec.training, moment(message)
         attack = self.spec.attack if node in self.spec.attackers else None
         if attack is not None:
             data = attack.poison(data, self.spec.classes, self.generator("attack data", 0, node))
@@ -189,11 +190,11 @@ class _Node:
             message,
             context,
             data,
-            self.plan(training, len(data["weight"]), "batches", now, node),
-            training.learning_rate(now),
+            self.plan(training, len(data["weight"]), "batches", *now, node),
+            training.learning_rate(now[0]),
             weight=weight,
-            generator=partial(self.generator, "rule", now, node),
-            corrupt=self.corrupting(attack, now, node) if attack else None,
+            generator=partial(self.generator, "rule", *now, node),
+            corrupt=self.corrupting(attack, *now, node) if attack else None,
         )
 
     def evaluate(self, message: Message, context: Context) -> Message:
@@ -245,20 +246,20 @@ class _Node:
 
         return answer
 
-    def corrupting(self, attack: Attack, server_round: int, node: int) -> Callable[[Upload, Round], Upload]:
+    def corrupting(self, attack: Attack, *keys: int) -> Callable[[Upload, Round], Upload]:
         """What an attack does to uploads, with draws of its own: the same against every method."""
-        draws = self.generator("attack upload", server_round, node)
+        draws = self.generator("attack upload", *keys)
         return lambda upload, round: attack.corrupt(upload, replace(round, generator=draws))
 
-    def generator(self, purpose: str, server_round: int, node: int) -> torch.Generator:
+    def generator(self, purpose: str, *keys: int) -> torch.Generator:
         """Source of a rule's, or an attack's, own draws."""
-        return torch.Generator().manual_seed(torch_seed(self.spec.seed, purpose, server_round, node))
+        return torch.Generator().manual_seed(torch_seed(self.spec.seed, purpose, *keys))
 
     @contextmanager
-    def seeded(self, purpose: str, server_round: int, node: int) -> Iterator[None]:
+    def seeded(self, purpose: str, *keys: int) -> Iterator[None]:
         """A block whose draws from torch's global generator, dropout's say, have a stream of their own."""
         with torch.random.fork_rng(devices=[]):
-            seed = torch_seed(self.spec.seed, purpose, server_round, node)
+            seed = torch_seed(self.spec.seed, purpose, *keys)
             torch.default_generator.manual_seed(seed)  # without the stack that torch.manual_seed formats
             if self.spec.device != "cpu":
                 torch.cuda.manual_seed_all(seed)
@@ -274,6 +275,13 @@ def round_of(message: Message) -> int:
     """The server round of a message, counted from 1."""
     config: Any = message.content.get("config")
     return int(config.get("server-round", 1)) if config else 1
+
+
+def moment(message: Message) -> tuple[int, ...]:
+    """What tells a client's trainings apart: the server round, and how often it got the same model before."""
+    config: Any = message.content.get("config")
+    again = int(config.get(AGAIN, 0)) if config else 0
+    return (round_of(message), again) if again else (round_of(message),)
 
 
 class NodeApp(ClientApp):

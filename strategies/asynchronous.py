@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -14,6 +15,8 @@ from .errors import StrategyError
 from .method import Method
 from .seeding import generator
 
+AGAIN = "again"
+"""Key of the config that tells a client how often it has been sent this model before, if it has."""
 _POLL = 0.05
 """Seconds between two looks at an engine that has no reply yet."""
 _PATIENCE = 100
@@ -62,6 +65,7 @@ class Asynchronous(Method):
         self.starts: list[Arrays] = []
         """And the model that it started from, where ``keeps_models``."""
         self._started = 0
+        self._asked: Counter[int] = Counter()
         self._replies: list[Message] = []
 
     # --- the doorway -----------------------------------------------------------------------------
@@ -80,6 +84,7 @@ class Asynchronous(Method):
         if self.keeps_models:
             self.state[_model(server_round)] = self.sent
         content = self._content(server_round, arrays, config)
+        self._asked.clear()
         errors: list[Message] = []
         in_a_row = 0
         while len(self.waiting) < self.buffer:
@@ -125,7 +130,10 @@ class Asynchronous(Method):
         idle = [node for node in (nodes[i] for i in draws) if node not in busy][:wanted]
         if not idle:
             return
-        ids = list(grid.push_messages([Message(content, node, "train") for node in idle]))
+        contents = {0: content} | {n: _again(content, n) for n in {self._asked[i] for i in idle} - {0}}
+        messages = [Message(contents[self._asked[node]], node, "train") for node in idle]
+        ids = list(grid.push_messages(messages))
+        self._asked.update(idle)
         self._started += len(idle)
         self.under_way |= {i: (node, server_round) for i, node in zip(ids, idle, strict=True)}
 
@@ -172,6 +180,16 @@ class Asynchronous(Method):
         self._started = int(state["started"])
         self.under_way = {key: (int(node), int(t)) for key, (node, t) in state["under_way"].items()}
         self.waiting = [(int(told["round"]), _unpacked(told)) for told in state["waiting"]]
+
+
+def _again(content: RecordDict, times: int) -> RecordDict:
+    """The same, for a client that got it before, which is to draw other batches now."""
+    return RecordDict(
+        {
+            key: ConfigRecord({**record, AGAIN: times}) if isinstance(record, ConfigRecord) else record
+            for key, record in content.items()
+        }
+    )
 
 
 def _model(server_round: int) -> str:

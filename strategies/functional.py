@@ -161,4 +161,4 @@ def differentiate_functionally(loss: Callable[[Params], Tensor], params: Params)
 def weighted_mean(rows: Tensor, batch: Batch) -> Tensor:
     """Mean of a value a row over the rows that are no padding; 0 where all are."""
     weight = batch["weight"]
-    return (rows * weight).sum() / weight.sum().clamp(min=1)
+    return (rows * (weight / weight.sum().clamp(min=1))).sum()

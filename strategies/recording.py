@@ -25,6 +25,20 @@ _RECORD_AFTER = 200
 _MOST_RECORDINGS = 4
 """Recordings of a function with the same shapes; where settings change all the time, none pays off."""
 
+_QUICK: dict[Any, Any] = {
+    aten.add.Tensor: torch.add,
+    aten.bmm.default: torch.bmm,
+    aten.div.Tensor: torch.div,
+    aten.expand.default: Tensor.expand,
+    aten.mul.Tensor: torch.mul,
+    aten.sub.Tensor: torch.sub,
+    aten.sum.dim_IntList: torch.sum,
+    aten.transpose.int: torch.transpose,
+    aten.unsqueeze.default: torch.unsqueeze,
+    aten.view.default: Tensor.view,
+}
+"""The same operations by entrances that take a microsecond less, half the time of a small one."""
+
 Groups = Mapping[str, Params]
 """Tensors by name, in named groups."""
 Names = tuple[tuple[str, tuple[str, ...]], ...]
@@ -174,6 +188,8 @@ def _simplify(recorded: GraphModule, leaves: Sequence[Tensor], reuse: Sequence[N
     for result, place in zip(results.args[0], reuse, strict=True):
         if place is not None and _last_reads(graph, result, place):
             _write_to(graph, result, place)
+    for node in graph.nodes:
+        node.target = _QUICK.get(node.target, node.target)
     recorded.recompile()
 
 

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,7 @@ _IDLE: dict[tuple[float, float], list[Any]] = {}
 """Workers between runs, by their share of a CPU and of a GPU."""
 
 
-@dataclass(frozen=True)
-class _Job:
+class _Job(NamedTuple):
     """One message of a work list, without its content."""
 
     position: int
@@ -47,6 +46,10 @@ class _Job:
     ttl: float
     content: int
     state: ClientState | None
+
+
+Columns = list[tuple[Any, ...]]
+"""Many tuples of one kind as they travel: pickled one by one, objects take several times as long."""
 
 
 @dataclass
@@ -74,20 +77,21 @@ class _Actor:
     def run(
         self,
         _ready: object,
-        jobs: list[_Job],
+        columns: Columns,
         asked: int,
         keys: list[int],
         pinned: dict[int, Any],
         *contents: RecordDict,
-    ) -> tuple[list[Outcome], list[ClientState | None], str | None, list[Span]]:
+    ) -> tuple[Columns, list[ClientState | None], str | None, list[Span]]:
         # Where serve failed, so does its result as an argument: no worker goes on with an app of before.
         spans: list[Span] = []
         with recording(spans if self._worker.manner.profile else None):
+            jobs = [_Job(*row) for row in zip(*columns, strict=True)]
             messages, states = self._receive(jobs, dict(zip(keys, contents, strict=True)), pinned)
             outcomes = self._worker.run(messages, states, asked=asked)
             with part(UPLOAD):
                 packed = [pack_state(state, self._contents) for state in states]
-        return outcomes, packed, self._worker.alone, spans
+        return list(zip(*outcomes, strict=True)), packed, self._worker.alone, spans
 
     @timed(BROADCAST)
     def _receive(
@@ -234,13 +238,13 @@ class RayGrid(EngineGrid):
                 self._workers[index] = self._hire()
                 running[self._submit(index, work, refs)] = (index, work, attempt + 1)
                 continue
-            done_by_job, states, alone, spans = results
+            columns, states, alone, spans = results
             self.said_alone(alone)
             if profile := active():
                 profile.take(index, spans, self._submitted[index])
-            for job, outcome, state in zip(work.jobs, done_by_job, states, strict=True):
+            for job, row, state in zip(work.jobs, zip(*columns, strict=True), states, strict=True):
                 node = job.node_id - FIRST_NODE_ID
-                outcomes[job.position] = outcome
+                outcomes[job.position] = outcome = Outcome(*row)
                 self._costs.learn(job.kind, node, outcome.seconds)
                 if state:
                     self._states[node] = state
@@ -284,7 +288,8 @@ class RayGrid(EngineGrid):
         contents = [refs[k] for k in keys]
         worker = self._workers[index]
         self._submitted[index] = time.time_ns()
-        return worker.run.remote(self._ready[worker], work.jobs, work.asked, keys, self._pinned, *contents)
+        columns = list(zip(*work.jobs, strict=True))
+        return worker.run.remote(self._ready[worker], columns, work.asked, keys, self._pinned, *contents)
 
     def _hire(self) -> Any:
         """A worker that an earlier run of this process left, or a new one."""

@@ -140,6 +140,18 @@ def test_a_training_message_is_answered_with_trained_arrays(node, server_round):
     }
 
 
+def test_a_client_that_gets_a_model_again_draws_other_batches():
+    clients = Clients(spec())
+
+    def trained(**again):
+        config = ConfigRecord({"server-round": 1, **again})
+        content = RecordDict({"arrays": clients.initial, "config": config})
+        return raw(clients.ask(0, "train", content).content["arrays"])
+
+    assert trained(again=1) == trained(again=1)
+    assert trained() != trained(again=1) != trained(again=2)
+
+
 def test_training_starts_from_the_arrays_of_the_message():
     clients = Clients(spec())
     other = ArrayRecord({k: Array(v.numpy() + 1) for k, v in clients.initial.items()})

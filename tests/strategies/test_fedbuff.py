@@ -101,6 +101,27 @@ def test_clients_are_drawn_among_the_idle_ones_and_never_more_than_asked_for():
     assert again(2) != again(1)
 
 
+def test_a_client_that_gets_a_model_again_is_told_how_often_it_did():
+    """Client 0 is so quick that it answers several times before the three others make a buffer full."""
+    case = four_clients()
+    strategy = FedBuff(buffer=6, concurrency=4, **SERVER)
+    grid = clocked(case, strategy, (2, 26, 33, 47))
+    push, told = grid.push_messages, []
+
+    def watched(messages):
+        told.extend((m.metadata.dst_node_id - FIRST_NODE_ID, dict(m.content["config"])) for m in messages)
+        return push(messages)
+
+    grid.push_messages = watched
+    rounds_of(case, strategy, grid, 2)
+    for server_round in (1, 2):
+        mine = [
+            config.get("again", 0) for i, config in told if (i, config["server-round"]) == (0, server_round)
+        ]
+        assert len(mine) > 2
+        assert mine == list(range(len(mine)))
+
+
 def test_answers_of_one_moment_that_are_too_many_wait_and_grow_no_older_than_they_are():
     case = four_clients()
     strategy = FedBuff(buffer=3, concurrency=4, **SERVER)
