@@ -38,7 +38,6 @@ from clients.models.gcvit import GCViT
 from clients.models.mlp import MLP
 from clients.models.resnet18 import ResNet18
 
-
 WORKLOADS = {
     "mlp": Workload("MLP 64-200-10", MLP, (64,), 20, 20, 500, 5, 0.05),
     "cnn": Workload("CNN 1.6 M", BenchmarkCNN, (3, 32, 32), 10, 10, 100, 5, 0.05, byte_sized=True),
