@@ -20,7 +20,7 @@ from clients.features.base import cached_features
 from clients.tasks.base import Task
 from clients.training import Training
 from scenarios import Dataset, Federation
-from scenarios.federation import Names
+from scenarios.federation import Meta, Names
 from strategies.asynchronous import Asynchronous
 from strategies.attacks import Attack, attackers
 from strategies.functional import Stateless
@@ -28,7 +28,7 @@ from strategies.local import LocalRule
 from strategies.method import Method, may_merge
 from strategies.seeding import torch_seed
 
-from .config.objects import call, check_options, contents, load, make
+from .config.objects import call, check_options, contents, load, make, parameters
 from .engine.grid import EngineGrid, Observer
 from .engine.system import System, SystemGrid
 from .errors import NotApplicable, UserError
@@ -239,6 +239,11 @@ def _with_features(config: DictConfig, dataset: Dataset) -> Dataset:
     """The data set with ``x`` replaced by frozen features."""
     if not config.features.get("_target_"):
         return dataset
+    if "x" not in dataset.arrays:
+        raise NotApplicable(
+            f"features={config.choices.features} works on images or vectors, but data={config.choices.data} "
+            f"has neither; set features=none"
+        )
     extractor = make(config.features, "features")
     x = cached_features(extractor, dataset.arrays["x"], dataset.fingerprint(), config.cache_dir)
     meta = replace(dataset.meta, shape=x.shape[1:])
@@ -274,13 +279,12 @@ def _client_spec(
     module = partial(
         make_module,
         contents(client.model, "client.model"),
-        meta.shape,
-        len(meta.classes),
+        meta,
         torch_seed(config.seed, "init"),
     )
     module()  # a model that does not fit the data says so here, before anything starts
     return ClientSpec(
-        arrays=federation.dataset.arrays,
+        arrays={**federation.dataset.arrays, **federation.dataset.shared},
         splits=federation.clients,
         domains=_domains(federation),
         model=module,
@@ -435,11 +439,17 @@ def _say(config: DictConfig, spec: ClientSpec, strategy: Strategy, clients: int)
         )
 
 
-def make_module(node: dict[str, Any], shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
-    """A client's model with its initial weights, the same in every process and for every method."""
+def make_module(node: dict[str, Any], meta: Meta, seed: int) -> nn.Module:
+    """A client's model with its initial weights, the same in every process and for every method.
+
+    Of the data it is told what its constructor has a name for: ``shape``, ``classes``, ``horizon``.
+    """
+    known = {"shape": tuple(meta.shape), "classes": len(meta.classes), "horizon": meta.horizon}
+    asked = parameters(load(node.get("_target_", ""), "client.model"))
+    given = {name: value for name, value in known.items() if name in asked}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module: nn.Module = make(node, "client.model", shape=tuple(shape), classes=classes)
+        module: nn.Module = make(node, "client.model", **given)
     return module
 
 
@@ -447,6 +457,11 @@ def _check_alignment(config: DictConfig, federation: Federation) -> None:
     if not config.align.get("_target_"):
         return
     shape = federation.meta.shape
+    if not federation.meta.classes:
+        raise NotApplicable(
+            f"align={config.choices.align} aligns what clients hold of each class, but "
+            f"data={config.choices.data} ({federation.meta.task}) has no classes; set align=none"
+        )
     if len(shape) != 1:
         raise NotApplicable(
             f"align={config.choices.align} works on feature vectors, but client={config.choices.client} with "

@@ -38,7 +38,8 @@ def build_federation(
         The result is a pure function of data, skew and seed. Each purpose has a generator of its own, so
         that, say, another ``val_fraction`` leaves every client with the same rows.
     val_fraction : float
-        Share of a client's rows kept for validation, rounded down; at least one row is left to train on.
+        Share of a client's rows kept for validation, rounded down; at least one row is left to train on. Not
+        used where the data have official validation rows, which are dealt as test rows are.
     test_fraction : float
         Share of every domain that is held out, in the proportions of its classes; not used where the data
         have official test rows.
@@ -71,17 +72,23 @@ def build_federation(
         held_out = np.unique(dataset.test).astype(np.int64)
     free = np.ones(len(dataset), dtype=bool)
     free[held_out] = False
+    if dataset.val is not None:
+        free[dataset.val] = False
     pool = np.flatnonzero(free)
     if not len(pool):
         raise ScenarioError(f"data '{dataset.name}': no rows are left to train on; use more data")
 
     held = Holdings.of(skew.split(dataset, pool, skew_rng))
     _check_split(dataset, pool, held)
-    train, val = _set_aside(held.parts, val_fraction, val_rng)
+    if dataset.val is None:
+        train, val = _set_aside(held.parts, val_fraction, val_rng)
+    else:
+        train, val = held.parts, _deal(held.parts, np.unique(dataset.val), cells, val_rng)
     test = _deal(held.parts, held_out, cells, deal_rng)
     of_domain = group_rows(held_out, dataset.domain[held_out])
     named = {name: of_domain.get(index, held_out[:0]) for index, name in enumerate(dataset.domains)}
-    return Federation(dataset, ClientSplits(train, val, test, held.domain), named)
+    clients = ClientSplits(train, val, test, held.domain)
+    return Federation(dataset.localised(clients), clients, named)
 
 
 def _check_fraction(field: str, value: Any) -> None:
@@ -134,7 +141,7 @@ def _set_aside(held: Parts, fraction: float, rng: np.random.Generator) -> tuple[
 
 
 def _deal(held: Parts, held_out: Rows, cells: Rows, rng: np.random.Generator) -> Parts:
-    """Test rows of every client."""
+    """Share of every client in rows that are held out of training."""
     holders = group_rows(held.owner, cells[held.rows])
     dealt, owner = [held_out[:0]], [held_out[:0]]
     for cell, rows in group_rows(held_out, cells[held_out]).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -28,15 +28,27 @@ class Meta:
     task : str
         Kind of problem, e.g. ``"classification"``.
     shape : tuple of int
-        Shape of one example of ``arrays["x"]``: ``(channels, height, width)`` for images,
-        ``(features,)`` for vectors.
+        Shape of one example's input: ``(channels, height, width)`` for images, ``(features,)`` for vectors,
+        ``(steps, series)`` for time series.
     classes : tuple of str
         Class names in label order; empty where the task has none.
+    strata : tuple of str
+        Where there are no classes: the kinds of examples that a skew of labels divides in their place, in
+        the order of ``arrays["y"]``.
+    horizon : int
+        Steps that a forecast looks ahead.
     """
 
     task: str
     shape: tuple[int, ...]
     classes: tuple[str, ...] = ()
+    strata: tuple[str, ...] = ()
+    horizon: int = 0
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes, or else of the strata."""
+        return self.classes or self.strata
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,10 @@ class Dataset:
         What a model has to know.
     test : ndarray of int64 or None
         Rows of the official test split; ``None`` where there is none and the scenario holds rows out.
+    val : ndarray of int64 or None
+        Rows of the official validation split; ``None`` where clients set some of their rows aside.
+    shared : dict of ndarray
+        What rows of ``arrays`` refer to, such as the series that windows lie in; of any length.
     """
 
     name: str
@@ -66,6 +82,8 @@ class Dataset:
     domains: tuple[str, ...]
     meta: Meta
     test: Rows | None = None
+    val: Rows | None = None
+    shared: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key, array in self.arrays.items():
@@ -77,11 +95,15 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.domain)
 
+    def localised(self, clients: ClientSplits) -> Dataset:  # noqa: ARG002 - part of the contract
+        """The data set as prepared by those who hold it, where that depends on who holds what."""
+        return self
+
     def fingerprint(self) -> str:
         """Hash of the names, shapes and bytes of all arrays: the content key of cached features."""
         digest = hashlib.blake2b(digest_size=16)
-        for key in sorted(self.arrays):
-            array = np.ascontiguousarray(self.arrays[key])
+        for key, held in sorted({**self.arrays, **self.shared}.items()):
+            array = np.ascontiguousarray(held)
             digest.update(f"{key}{array.dtype}{array.shape}".encode())
             digest.update(array.data if array.size else b"")
         return digest.hexdigest()

@@ -75,10 +75,10 @@ def check_options(
     cls: Any, options: Mapping[str, Any], where: str, skip: set[str] | None = None, positional: int = 0
 ) -> None:
     """Names and types of options against a signature; raises UserError."""
-    parameters = dict(list(_parameters(cls).items())[positional:])
+    known = dict(list(parameters(cls).items())[positional:])
     hints = _hints(cls)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    allowed = {n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    allowed = {n for n, p in known.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     allowed -= skip or set()
     for name, value in options.items():
         if name not in allowed:
@@ -89,11 +89,11 @@ def check_options(
         if not _fits(value, hint):
             raise UserError(f"{where}.{name}={value}: must be {words(hint)}")
     for name in sorted(allowed - options.keys()):
-        if parameters[name].default is inspect.Parameter.empty:
+        if known[name].default is inspect.Parameter.empty:
             raise UserError(f"{where}.{name}: needs a value")
 
 
-def _parameters(cls: Any) -> dict[str, inspect.Parameter]:
+def parameters(cls: Any) -> dict[str, inspect.Parameter]:
     """Parameters of a function or class; those that a class takes as ``**options`` are its base's."""
     parameters: dict[str, inspect.Parameter] = {}
     for base in _constructors(cls):

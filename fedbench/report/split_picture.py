@@ -58,7 +58,7 @@ def split_picture(federation: Federation, path: str | Path, title: str | None = 
 
 def _one_by_one(figure: Figure, federation: Federation) -> list[Any]:
     """Draw clients against classes; return the entries of the legend."""
-    total, classes = len(federation.clients), list(federation.meta.classes)
+    total, classes = len(federation.clients), list(federation.meta.labels)
     every = -(-total // MOST_CLIENTS)
     clients = list(range(0, total, every))
     sizes = federation.sizes[clients].tolist()
@@ -97,7 +97,7 @@ def _one_by_one(figure: Figure, federation: Federation) -> list[Any]:
 
 def _crowd(figure: Figure, federation: Federation) -> list[Any]:
     """Draw how many clients hold how much; return the entries of the legend."""
-    domain, sizes, labels = federation.clients.domain, federation.sizes, federation.meta.classes
+    domain, sizes, labels = federation.clients.domain, federation.sizes, federation.meta.labels
     groups = np.unique(domain)
     colours, legend = _colours(federation, groups.tolist())
     height = min(0.6 + 0.24 * len(groups), 8.0)
@@ -124,7 +124,7 @@ def _share_panels(
     single: Axes, together: Axes, federation: Federation, groups: Rows, colours: list[str]
 ) -> None:
     """Draw what the largest class is of single clients, and every class of all clients of a domain."""
-    held, domain, labels = federation.clients.train, federation.clients.domain, federation.meta.classes
+    held, domain, labels = federation.clients.train, federation.clients.domain, federation.meta.labels
     owner, label = held.owner, federation.dataset.arrays["y"][held.rows]
     share = _largest(owner, label, len(labels)) / held.sizes
     edges = np.linspace(0, 1, BINS + 1)
@@ -180,7 +180,7 @@ def _colours(federation: Federation, domains: list[int]) -> tuple[list[str], lis
 
 def _counts(federation: Federation, clients: list[int]) -> Any:
     """Training rows, shape (clients, classes)."""
-    labels, classes = federation.dataset.arrays["y"], len(federation.meta.classes)
+    labels, classes = federation.dataset.arrays["y"], len(federation.meta.labels)
     return np.stack([np.bincount(labels[federation.clients[c].train], minlength=classes) for c in clients])
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,20 @@ def test_official_test_rows_are_used_as_they_are():
     federation = build_federation(data, Iid(3), 0, test_fraction=0.5)
     assert sorted(np.concatenate(list(federation.tests.values())).tolist()) == [5, 17, 1000, 2999]
     assert sum(map(len, held(federation))) == 2996
+
+
+@pytest.mark.parametrize("skew", SKEWS, ids=repr)
+def test_official_validation_rows_are_dealt_to_those_who_hold_their_cell(skew):
+    official = np.arange(1000, 1600)
+    data = dataclasses.replace(toy(), val=official)
+    federation = build_federation(data, skew, 0, val_fraction=0.5)
+    dealt = np.concatenate([client.val for client in federation.clients])
+    assert len(np.unique(dealt)) == len(dealt) > 300
+    assert np.isin(dealt, official).all()
+    assert not np.isin(official, np.concatenate([client.train for client in federation.clients])).any()
+    for client in federation.clients:
+        cells, holds = cell_counts(data, client.val) > 0, cell_counts(data, client.train) > 0
+        assert (holds | ~cells).all()
 
 
 @pytest.mark.parametrize("skew", SKEWS, ids=repr)
