@@ -24,6 +24,7 @@ from strategies.local import Action, DataRule, Examples, FineTune, LocalRule, Ro
 from strategies.seeding import generator, torch_seed
 from strategies.timing import LOAD, timed
 
+from .augment import augment
 from .errors import ClientError
 from .tasks.base import Arrays, Rows, Task
 from .training import Plan, Training, evaluate
@@ -135,21 +136,45 @@ class _Node:
         return Examples(batch["x"].numpy(), batch["y"].numpy(), spec.domains[node], node, spec.seed)
 
     @timed(LOAD)
+    def planned(self, nodes: Sequence[int], now: tuple[int, ...]) -> list[tuple[Batch, int, Plan]]:
+        """What clients train on in a round, what they report, and their batches.
+
+        Rows that are in no batch are left out, unless the rule looks at all of them.
+        """
+        spec, held, plans = self.spec, [], []
+        for node in nodes:
+            rows = spec.splits[node].train
+            plan = self.plan(spec.training, len(rows), "batches", *now, node)
+            if sum(map(len, plan)) < len(rows) and not (spec.rule.needs_all_rows or spec.attack):
+                used = np.unique(np.concatenate(plan))
+                plan = [np.searchsorted(used, chosen) for chosen in plan]
+                rows = rows[used]
+            held.append(rows)
+            plans.append(plan)
+        reported = [self.reported(len(spec.splits[node].train)) for node in nodes]
+        data = self.rows_of(held)
+        if spec.training.augment != "none":
+            for node, batch in zip(nodes, data, strict=True):
+                with self.seeded("augment", *now, node):
+                    batch["x"] = augment(batch["x"], spec.training.augment)
+        return list(zip(data, reported, plans, strict=True))
+
+    @timed(LOAD)
     def training_data(self, node: int, context: Context) -> tuple[Batch, int]:
         """Training rows with ``weight``, and the number of examples to report."""
         if self.spec.data_rule is None:
-            return self.rows_of([node])[0]
+            rows = self.spec.splits[node].train
+            return self.batch(self.spec.arrays, rows), self.reported(len(rows))
         changed = self.spec.data_rule.training_set(context, self.examples(node))
         weight = len(changed.y) if changed.weight is None else changed.weight
         return self.batch({"x": changed.x, "y": changed.y}, slice(None)), self.reported(weight)
 
-    def rows_of(self, nodes: Sequence[int]) -> list[tuple[Batch, int]]:
-        """Training data of clients as they are, gathered at once."""
-        held = [self.spec.splits[node].train for node in nodes]
+    def rows_of(self, held: Sequence[npt.NDArray[np.int64]]) -> list[Batch]:
+        """The rows of several clients, gathered at once."""
         together = self.batch(self.spec.arrays, np.concatenate(held))
         ends = np.cumsum([len(rows) for rows in held]).tolist()
         return [
-            ({k: v[end - len(rows) : end] for k, v in together.items()}, self.reported(len(rows)))
+            {k: v[end - len(rows) : end] for k, v in together.items()}
             for rows, end in zip(held, ends, strict=True)
         ]
 
@@ -172,17 +197,29 @@ class _Node:
     @timed(LOAD)
     def jobs(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Job]:
         """All that clients train with; the messages have the same content."""
-        nodes = [partition_of(context) for context in contexts]
+        nodes, now = [partition_of(context) for context in contexts], moment(messages[0])
         if self.spec.data_rule is None:
-            data = self.rows_of(nodes)
+            data = self.planned(nodes, now)
         else:
-            data = [self.training_data(node, context) for node, context in zip(nodes, contexts, strict=True)]
+            data = []
+            for node, context in zip(nodes, contexts, strict=True):
+                changed, weight = self.training_data(node, context)
+                plan = self.plan(self.spec.training, len(changed["weight"]), "batches", *now, node)
+                data.append((changed, weight, plan))
         given = zip(messages, contexts, nodes, data, strict=True)
-        return [self.job(m, c, node, *mine) for m, c, node, mine in given]
+        return [self.job(m, c, node, now, *mine) for m, c, node, mine in given]
 
-    def job(self, message: Message, context: Context, node: int, data: Batch, weight: int) -> Job:
+    def job(
+        self,
+        message: Message,
+        context: Context,
+        node: int,
+        now: tuple[int, ...],
+        data: Batch,
+        weight: int,
+        plan: Plan,
+    ) -> Job:
         """All that one client trains with."""
-        training, now = self.spec.training, moment(message)
         attack = self.spec.attack if node in self.spec.attackers else None
         if attack is not None:
             data = attack.poison(data, self.spec.classes, self.generator("attack data", 0, node))
@@ -190,8 +227,8 @@ class _Node:
             message,
             context,
             data,
-            self.plan(training, len(data["weight"]), "batches", *now, node),
-            training.learning_rate(now[0]),
+            plan,
+            self.spec.training.learning_rate(now[0]),
             weight=weight,
             generator=partial(self.generator, "rule", *now, node),
             corrupt=self.corrupting(attack, *now, node) if attack else None,

@@ -15,6 +15,7 @@ from torch import Tensor
 from strategies.functional import Batch
 from strategies.optim import SGD, Adam, Optimizer
 
+from .augment import Augmentation
 from .errors import ClientError
 from .tasks.base import Task
 
@@ -31,8 +32,9 @@ class Training:
     ----------
     optimizer : {"sgd", "adam"}
         Made anew in every round.
-    lr, lr_decay : float
-        Learning rate of round ``t`` is ``lr * lr_decay ** (t - 1)``.
+    lr, lr_decay, lr_hold : float, float, int
+        Learning rate of the first ``lr_hold`` rounds is ``lr``; after them each round's is ``lr_decay`` times
+        the one before.
     momentum, weight_decay : float
         As in ``torch.optim``; momentum is SGD's alone.
     batch_size : int
@@ -44,6 +46,8 @@ class Training:
         rows comparable with those that have fewer.
     replace : bool
         Draw each batch independently with replacement instead of shuffling; needs ``steps``.
+    augment : {"none", "crop_flip", "rand_augment"}
+        Random changes of training images, drawn for each row once a round; see :mod:`clients.augment`.
     weighting : {"examples", "uniform"}
         Weight that a client reports for averaging: its number of training rows, or 1.
     """
@@ -51,22 +55,25 @@ class Training:
     optimizer: OptimizerName = "sgd"
     lr: float = 0.05
     lr_decay: float = 1.0
+    lr_hold: int = 1
     momentum: float = 0.0
     weight_decay: float = 0.0
     batch_size: int = 32
     epochs: int = 1
     steps: int | None = None
     replace: bool = False
+    augment: Augmentation = "none"
     weighting: Weighting = "examples"
 
     def __post_init__(self) -> None:
-        for name, known in (("optimizer", get_args(OptimizerName)), ("weighting", get_args(Weighting))):
+        choices = {"optimizer": OptimizerName, "augment": Augmentation, "weighting": Weighting}
+        for name, known in ((name, get_args(kind)) for name, kind in choices.items()):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("lr", "lr_decay"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: must be above 0, got {getattr(self, name)}")
-        for name in ("batch_size", "epochs", "steps"):
+        for name in ("batch_size", "epochs", "steps", "lr_hold"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise ValueError(f"{name}: must be 1 or more, got {count}")
         for name in ("momentum", "weight_decay"):
@@ -85,7 +92,7 @@ class Training:
 
     def learning_rate(self, server_round: int) -> float:
         """Learning rate of a round, counted from 1."""
-        return self.lr * self.lr_decay ** (server_round - 1)
+        return self.lr * self.lr_decay ** max(server_round - self.lr_hold, 0)
 
     def examples(self, rows: int) -> int:
         """Rows that pass through the model in a round of a client that has ``rows``, repetitions included."""

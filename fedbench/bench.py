@@ -98,12 +98,7 @@ def build(config: DictConfig) -> Bench:
     attack = _attack(config)
     _check_privacy_options(config)
     dataset = make(config.data, "data").load()
-    task: Task = make(config.client.task, "client.task")
-    if dataset.meta.task != task.kind:
-        raise UserError(
-            f"client={config.choices.client} is made for {task.kind}, but data={config.choices.data} is "
-            f"{dataset.meta.task}; see fedbench list data"
-        )
+    task = _task(config, dataset.meta)
     dataset = _with_features(config, dataset)
     federation = _federation(config, dataset)
     spec = _client_spec(config, federation, task, strategy, attack)
@@ -118,6 +113,7 @@ def build(config: DictConfig) -> Bench:
     sampled = config.clients_per_round or len(sizes)
     method = _unaligned(config, strategy)
     _check_evaluation(config, method, len(sizes))
+    _check_patience(config, method)
     _check_robust(config, method, sampled)
     _check_privacy(config, spec, method)
     if config.privacy.get("_target_"):
@@ -233,6 +229,24 @@ def _check_privacy_options(config: DictConfig) -> None:
     if node.get("_target_"):
         given = {"strategy", "num_sampled_clients"}
         check_options(load(node._target_, "privacy"), _options(node, "mods"), "privacy", given)
+
+
+def _task(config: DictConfig, meta: Meta) -> Task:
+    """The client's task, told of the data what its constructor has a name for."""
+    node = contents(config.client.task, "client.task")
+    cls = load(node.get("_target_", ""), "client.task")
+    if cls.kind != meta.task:
+        raise UserError(
+            f"client={config.choices.client} is made for {cls.kind}, but data={config.choices.data} is "
+            f"{meta.task}; see fedbench list data"
+        )
+    task: Task = make(node, "client.task", **_told(cls, meta))
+    return task
+
+
+def _told(cls: Any, meta: Meta) -> dict[str, Any]:
+    known = {"shape": tuple(meta.shape), "classes": len(meta.classes), "horizon": meta.horizon}
+    return {name: value for name, value in known.items() if name in parameters(cls)}
 
 
 def _with_features(config: DictConfig, dataset: Dataset) -> Dataset:
@@ -368,6 +382,19 @@ def _check_evaluation(config: DictConfig, strategy: Strategy, clients: int) -> N
         )
 
 
+def _check_patience(config: DictConfig, strategy: Strategy) -> None:
+    if config.patience is None:
+        return
+    if config.patience < 1:
+        raise UserError(f"patience={config.patience}: must be 1 evaluation or more, or null for never")
+    finish = getattr(type(strategy), "finish", Method.finish)
+    if finish is not Method.finish:
+        raise NotApplicable(
+            f"patience={config.patience} may stop a run early, but strategy={config.choices.strategy} has "
+            "work to do after a last round that is known; set patience=null"
+        )
+
+
 def _check_robust(config: DictConfig, strategy: Strategy, clients: int) -> None:
     """Refuse what Flower lets pass: with too few clients, its robust strategies withstand nothing."""
     name = config.choices.strategy
@@ -444,9 +471,7 @@ def make_module(node: dict[str, Any], meta: Meta, seed: int) -> nn.Module:
 
     Of the data it is told what its constructor has a name for: ``shape``, ``classes``, ``horizon``.
     """
-    known = {"shape": tuple(meta.shape), "classes": len(meta.classes), "horizon": meta.horizon}
-    asked = parameters(load(node.get("_target_", ""), "client.model"))
-    given = {name: value for name, value in known.items() if name in asked}
+    given = _told(load(node.get("_target_", ""), "client.model"), meta)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module: nn.Module = make(node, "client.model", **given)

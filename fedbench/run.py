@@ -8,7 +8,7 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from functools import partial
@@ -21,6 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from clients.tasks.forecasting import Forecasting
 from clients.training import evaluate
 from strategies.arrays import record, tensors_of
 from strategies.errors import StrategyError
@@ -36,6 +37,7 @@ from .engine.profile import AGGREGATE, EVALUATE, OTHER, Profile, active, profili
 from .engine.system import LOSSES, SystemGrid
 from .engine.worker import CLIENT_LOST, settle_process
 from .errors import RunFailed, UserError
+from .report.forecast_picture import forecast_picture, typical_forecast
 from .report.profile_picture import profile_picture
 from .report.profile_table import markdown, write_csv
 from .report.split_picture import split_picture
@@ -120,7 +122,7 @@ class Run:
                     bar = progress.add_task(
                         self.bench.label, total=self.config.rounds, completed=self._round, note=self._note()
                     )
-                    while self._round < self.config.rounds:
+                    while self._round < self.config.rounds and not self._stale():
                         self._round += 1
                         profile = active()
                         with profile.round(self._round) if profile else nullcontext():
@@ -132,6 +134,7 @@ class Run:
                                     self._checkpoint(arrays, grid)
                                 progress.update(bar, advance=1, note=self._note())
             status = "completed"
+            self._forecasts(arrays)
         except StrategyError as error:
             self._settle([])  # where clients failed, their own errors say why
             raise RunFailed(str(error)) from error
@@ -154,6 +157,19 @@ class Run:
         self.seconds["prepare"] = time.perf_counter() - started
         self._settle([])
         return arrays
+
+    def _stale(self) -> bool:
+        """Whether ``patience`` evaluations in a row were worse on validation rows than an earlier one."""
+        patience, scores = self.config.patience, [p["val"] for p in self.history]
+        if patience is None or None in scores or len(scores) <= patience:
+            return False
+        pick = max if self.task.higher_is_better else min
+        since = len(scores) - 1 - max(i for i, score in enumerate(scores) if score == pick(scores))
+        if since >= patience:
+            log.info(
+                "stopped after round %d: no better on validation rows for %d evaluations", self._round, since
+            )
+        return since >= patience
 
     def _one_round(self, grid: EngineGrid, arrays: ArrayRecord) -> ArrayRecord:
         strategy, config = self.bench.strategy, self.config
@@ -334,6 +350,7 @@ class Run:
             "avg": statistics.fmean(values),
             "std": statistics.pstdev(values),
             "loss": {d: scores["loss"] for d, scores in domains.items()},
+            "references": self._references(domains),
             "clients": {str(k): v for k, v in clients.items()},
             "mean_client": statistics.fmean(clients.values()) if clients else None,
             "worst_client": worst(clients.values()) if clients else None,
@@ -349,6 +366,15 @@ class Run:
         ]
         self.directory.record(rows)
         log.info("round %d/%d %s", self._round, self.config.rounds, self._note())
+
+    def _references(self, domains: Mapping[str, Sums]) -> dict[str, dict[str, float]]:
+        """What the task's predictors without training score in each domain."""
+        known = {name: f"{name}_{self.task.headline}" for name in self.task.references}
+        return {
+            name: {d: scores[key] for d, scores in domains.items()}
+            for name, key in known.items()
+            if all(key in scores for scores in domains.values())
+        }
 
     def _global_domains(self, arrays: ArrayRecord) -> dict[str, Sums]:
         params: Params = self.model.to_device(tensors_of(arrays))
@@ -409,6 +435,28 @@ class Run:
         arrays = ArrayRecord({k: Array(weights[k]) for k in state["order"]})
         clients = {int(k): to_records(v) for k, v in state["clients"].items()}
         self._restored = arrays, clients, state.get("engine", {})
+
+    def _forecasts(self, arrays: ArrayRecord) -> None:
+        """Draw what the global model forecasts for the best, the middling and the worst client."""
+        scores = self.history[-1]["clients"] if self.history and not self.personal else {}
+        if not isinstance(self.task, Forecasting) or not scores:
+            return
+        ranked = sorted(scores, key=lambda node: float(scores[node]))
+        named = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+        predict = partial(self.model.frozen, self.model.to_device(tensors_of(arrays)))
+        splits, domains = self.bench.federation.clients, self.bench.federation.domains
+        forecasts = [
+            typical_forecast(
+                self.task,
+                lambda batch: predict(self.model.to_device(batch)).cpu(),
+                self.bench.spec.arrays,
+                splits[int(node)].test,
+                f"{which}: client {node} ({domains[int(node)]}), MSE {scores[node]:.3f} of scaled values",
+            )
+            for which, node in list(named.items())[: len(ranked)]
+        ]
+        title = f"{self.bench.label}: forecasts of middling error after round {self._round}"
+        forecast_picture(forecasts, self.directory.path / "forecasts.png", title)
 
     def _write_profile(self, profile: Profile) -> None:
         """Where the time of the rounds that were completed went."""
@@ -492,8 +540,10 @@ def run(config: DictConfig, directory: str | Path) -> dict[str, Any]:
     written = RunDirectory(directory, as_yaml(config))
     with _logged(written.path / "log.txt"):
         title = f"{config.choices.data}, {config.choices.scenario}, seed {config.seed}"
-        split_picture(bench.federation, written.path / "split.png", title=title)
-        return Run(bench, written).execute()
+        try:
+            return Run(bench, written).execute()
+        finally:
+            split_picture(bench.federation, written.path / "split.png", title=title)
 
 
 def resume(directory: str | Path) -> dict[str, Any]:

@@ -32,6 +32,8 @@ class FedLCRule(LocalRule):
     softmax's, over all classes; :math:`\tau = 0` is then FedAvg.
     """
 
+    needs_all_rows = True
+
     def loss(self, params: Params, batch: Batch, round: Round) -> Tensor:
         """The task's loss on calibrated logits."""
         tau = setting(round, "fedlc-tau", self, "strategies.FedLC")

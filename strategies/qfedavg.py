@@ -29,6 +29,8 @@ class QFedAvgRule(LocalRule):
     Sent: what FedAvg sends, and a number up. Clients keep nothing.
     """
 
+    needs_all_rows = True
+
     def end(self, params: Params, round: Round) -> Upload:
         """The model, and the loss before training."""
         return Upload(params, round.kept, metrics={LOSS: loss_over_rows(round.received, round)})

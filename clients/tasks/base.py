@@ -25,12 +25,14 @@ class Task(ABC):
 
     kind: ClassVar[str]
     """Name that a data set's ``meta.task`` must match."""
-    sums: ClassVar[tuple[str, ...]]
+    sums: tuple[str, ...]
     """Keys of :meth:`metrics`; ``count`` is one of them."""
     headline: ClassVar[str]
     """Key of :meth:`scores` that decides a comparison and the best-validation round."""
     higher_is_better: ClassVar[bool]
     """Direction of the headline."""
+    references: ClassVar[tuple[str, ...]] = ()
+    """Predictors without training, whose headline :meth:`scores` may have as ``{name}_{headline}``."""
 
     @abstractmethod
     def gather(self, arrays: Arrays, rows: Rows) -> Batch:
@@ -50,4 +52,4 @@ class Task(ABC):
 
     @abstractmethod
     def scores(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Readable numbers (means, rates) from added-up metrics."""
+        """Readable numbers (means, rates) from added-up metrics, ``loss`` among them."""

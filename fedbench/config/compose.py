@@ -42,6 +42,9 @@ GROUPS = (
     "experiment",
 )
 
+# For presets of two sizes: ${choose:${fast},10,100}.
+OmegaConf.register_new_resolver("choose", lambda flag, yes, no: yes if flag else no, replace=True)
+
 _TYPES = typing.get_type_hints(RunConfig)
 _NOT_COMPARED = ("seed", "profile", "run_dir", "cache_dir", "engine", "sweep", "choices", "experiment")
 

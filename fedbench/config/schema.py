@@ -27,8 +27,12 @@ class RunConfig:
     eval_clients : int or None
         Clients that test on their own rows in an evaluation, drawn anew each time; ``None`` is all, 0 none.
         The global model is tested on the domains' rows all the same.
+    patience : int or None
+        Evaluations without a better result on validation rows after which a run stops; ``None`` is never.
     max_failures : float
         Share of a round's clients that may fail before the run stops.
+    fast : bool
+        What presets under ``experiment`` make smaller for a CPU.
     profile : bool
         Write where the rounds' time went, and a trace that chrome://tracing opens.
     run_dir : str or None
@@ -54,7 +58,9 @@ class RunConfig:
     clients_per_round: int | None = None
     eval_every: int = 1
     eval_clients: int | None = None
+    patience: int | None = None
     max_failures: float = 0.0
+    fast: bool = False
     profile: bool = False
     run_dir: str | None = None
     cache_dir: str = "${oc.env:FEDBENCH_CACHE,'~/.cache/fedbench'}"

@@ -8,6 +8,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from .comparison import score_digits
+
 _MOST = 20
 """Clients that a terminal table shows; the rest is in ``metrics.jsonl`` and ``summary.json``."""
 
@@ -35,7 +37,7 @@ def client_table(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str]) 
     domains = [c["domain"] for c in first["split"]]
     if not same_split or len(domains) == 1 or len(set(domains)) == len(domains):
         return None
-    percent = 100 if first["headline"] == "accuracy" else 1
+    percent, digits = 100 if first["headline"] == "accuracy" else 1, score_digits(first["headline"])
     nodes: Sequence[int] = range(len(domains))
     if len(domains) > _MOST:  # not all may have been asked
         nodes = sorted({int(node) for s in summaries for node in s["final"]["clients"]}) or nodes
@@ -54,6 +56,6 @@ def client_table(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str]) 
         table.add_column(name, justify="left" if name == "domain" else "right")
     for node in shown:
         scores = [s["final"]["clients"].get(str(node)) for s in summaries]
-        texts = ["-" if score is None else f"{percent * score:.2f}" for score in scores]
+        texts = ["-" if score is None else f"{percent * score:.{digits}f}" for score in scores]
         table.add_row(str(node), domains[node], str(first["split"][node]["rows"]), *texts)
     return table

@@ -51,6 +51,8 @@ class Row:
     seeds: list[int]
     cells: dict[str, Cell]
     personal: bool = False
+    reference: bool = False
+    """Whether it is a predictor without training, to hold the methods against."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class Comparison:
     def columns(self) -> list[str]:
         """All columns in order."""
         return [*self.scores, *(["STD"] if "AVG" in self.scores else []), "MB", "s"]
+
+    def digits(self, column: str) -> int:
+        """Digits after the point that a column is shown with."""
+        return 1 if column in ("s", "MB") else score_digits(self.headline)
 
 
 def compare(summaries: Iterable[Mapping[str, Any]], at: At = "final") -> Comparison:
@@ -144,9 +150,25 @@ def compare(summaries: Iterable[Mapping[str, Any]], at: At = "final") -> Compari
         label += (" †" if personal else "") + _stopped(group[0])
         rows.append(Row(label, sorted(s["seed"] for s in group), cells, personal))
     first = summaries[0]
+    rows += _references(groups[0])
     clients = ["clients"] if any(row.personal for row in rows) else []
     scores = [*domains, *(["AVG"] if len(domains) > 1 else []), *clients, "worst"]
     return Comparison(first["headline"], first["higher_is_better"], at, scores, rows, left_out)
+
+
+def _references(group: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Predictors without training, scored by every run on the domains' test rows."""
+    if group[0].get("personal"):
+        return []
+    rows = []
+    for name in group[0]["final"].get("references") or ():
+        found = [s["final"]["references"][name] for s in group]
+        scale = 100 if _percent(group[0]) else 1
+        cells = {d: Cell.of([scale * f[d] for f in found]) for d in found[0]}
+        if len(cells) > 1:
+            cells["AVG"] = Cell.of([scale * statistics.fmean(f.values()) for f in found])
+        rows.append(Row(name.replace("_", " "), sorted(s["seed"] for s in group), cells, reference=True))
+    return rows
 
 
 def _stopped(summary: Mapping[str, Any]) -> str:
@@ -157,6 +179,11 @@ def _stopped(summary: Mapping[str, Any]) -> str:
 def megabytes(summary: Mapping[str, Any]) -> float:
     """Megabytes up and down for training and what precedes it; evaluation is ours and not the method's."""
     return sum(b["up"] + b["down"] for phase, b in summary["bytes"].items() if phase != "evaluate") / 1e6
+
+
+def score_digits(headline: str) -> int:
+    """Digits after the point of a score: percentages have two."""
+    return 2 if headline == "accuracy" else 3
 
 
 def _percent(summary: Mapping[str, Any]) -> bool:
@@ -217,6 +244,8 @@ def _caption(comparison: Comparison) -> str:
     if any(row.personal for row in comparison.rows):
         caption += "; †: models of the clients' own, each on its own test rows, as in the mean over clients"
     caption += "".join(f"; {text}" for text in comparison.left_out)
+    if any(row.reference for row in comparison.rows):
+        caption += "; without a number of MB: forecasts without training"
     seeds = [len(r.seeds) for r in comparison.rows]
     low, high = min(seeds), max(seeds)
     if high > 1:
@@ -237,7 +266,8 @@ def _layout(comparison: Comparison, columns: list[str], join: str, gap: int) -> 
     best = _best(comparison)
     for row in comparison.rows:
         cells = [
-            Text(_text(row.cells.get(c), c, join), "bold" if best.get(c) is row else "") for c in columns
+            Text(_text(row.cells.get(c), comparison.digits(c), join), "bold" if best.get(c) is row else "")
+            for c in columns
         ]
         result.add_row(Text(row.label), *cells)
     return result
@@ -251,51 +281,53 @@ def markdown(comparison: Comparison) -> str:
         "|---|---|" + "---|" * len(columns),
     ]
     for row in comparison.rows:
-        cells = [_text(row.cells.get(c), c) for c in columns]
+        cells = [_text(row.cells.get(c), comparison.digits(c)) for c in columns]
         lines.append(f"| {row.label} | {len(row.seeds)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def _best(comparison: Comparison) -> dict[str, Row]:
     """The best method of each score column, where there are several methods."""
-    if len(comparison.rows) < 2:
+    methods = [r for r in comparison.rows if not r.reference]
+    if len(methods) < 2:
         return {}
     pick = max if comparison.higher_is_better else min
     best = {}
     for column in comparison.scores:
         on_own_rows = column in ("clients", "worst")
-        held = [r for r in comparison.rows if column in r.cells and (on_own_rows or not r.personal)]
+        held = [r for r in methods if column in r.cells and (on_own_rows or not r.personal)]
         if held:
             best[column] = pick(held, key=lambda r: r.cells[column].mean)
     return best
 
 
-def _text(cell: Cell | None, column: str, join: str = " ± ") -> str:
+def _text(cell: Cell | None, digits: int, join: str = " ± ") -> str:
     if cell is None:
         return "-"
-    digits = 1 if column in ("s", "MB") else 2
     return f"{cell.mean:.{digits}f}" + ("" if cell.std is None else f"{join}{cell.std:.{digits}f}")
 
 
 def verdict(comparison: Comparison) -> str:
     """One honest sentence: which method is ahead, by how much, and whether the seeds can bear it."""
-    if len(comparison.rows) < 2:
+    methods = [r for r in comparison.rows if not r.reference]
+    if len(methods) < 2:
         return ""
     # All methods are tested on the same rows in the mean over clients; in domains, personal ones are not.
     column = next((c for c in ("clients", "AVG") if c in comparison.scores), comparison.scores[0])
     ranked = sorted(
-        (r for r in comparison.rows if column in r.cells),
+        (r for r in methods if column in r.cells),
         key=lambda r: r.cells[column].mean,
         reverse=comparison.higher_is_better,
     )
     first, second = ranked[0], ranked[1]
     gap = abs(first.cells[column].mean - second.cells[column].mean)
-    if round(gap, 2) == 0:
+    digits = comparison.digits(column)
+    if round(gap, digits) == 0:
         return f"{first.label} and {second.label} are level in {column}."
-    said = f"{first.label} is ahead of {second.label} by {gap:.2f} in {column}"
+    said = f"{first.label} is ahead of {second.label} by {gap:.{digits}f} in {column}"
     spread = [r.cells[column].std for r in (first, second)]
     if None in spread:
         return f"{said}, on one seed; add -m seed=0,1,2 to learn whether that holds."
     noise = max(s for s in spread if s is not None)
     weight = "less than" if gap < noise else "more than"
-    return f"{said}, {weight} the spread over seeds ({noise:.2f})."
+    return f"{said}, {weight} the spread over seeds ({noise:.{digits}f})."

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from scenarios.datasets.files import find_images, read_images
+from scenarios.datasets.options import check_whole
 from scenarios.federation import Dataset, Meta
 
 SOURCE = (
@@ -22,6 +23,8 @@ class Cifar10:
 
     Parameters
     ----------
+    size : int
+        Height and width of the result, pixels.
     root : str, Path or None
         Data folder; its folder ``cifar10_jpg`` holds ``cifar10_subset.zip``, or the folders ``train`` and
         ``test``, each with one folder of images a class.
@@ -31,7 +34,11 @@ class Cifar10:
     JPEG is lossy: accuracies differ a little from those on the original pixels.
     """
 
+    size: int = 32
     root: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("size", self.size, 1)
 
     def load(self) -> Dataset:
         """Read the images.
@@ -39,7 +46,7 @@ class Cifar10:
         Returns
         -------
         Dataset
-            ``x`` uint8, shape (rows, 3, 32, 32); ``test`` holds the rows of the test split; one domain.
+            ``x`` uint8, shape (rows, 3, size, size); ``test`` holds the rows of the test split; one domain.
 
         Raises
         ------
@@ -47,12 +54,12 @@ class Cifar10:
             Where the files are missing, damaged, or lack a class.
         """
         path = find_images("cifar10", self.root, "cifar10_jpg/cifar10_subset.zip", SPLITS, SOURCE)
-        tree = read_images(path, 32, 3, SPLITS)
+        tree = read_images(path, self.size, 3, SPLITS)
         return Dataset(
             name="cifar10",
             arrays={"x": tree.x, "y": tree.y},
             domain=np.zeros(len(tree.y), dtype=np.int64),
             domains=("cifar10",),
-            meta=Meta("classification", (3, 32, 32), tree.classes),
+            meta=Meta("classification", (3, self.size, self.size), tree.classes),
             test=np.flatnonzero(tree.outer == SPLITS.index("test")),
         )

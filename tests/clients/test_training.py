@@ -81,6 +81,12 @@ def test_a_client_without_rows_takes_no_steps(options):
     assert Training(**options).plan(0, rng()) == []
 
 
+def test_the_rate_may_be_held_before_it_decays():
+    """TimeXer's schedule: the first two epochs have the full rate, each later one half of that before."""
+    training = Training(lr=0.1, lr_decay=0.5, lr_hold=2)
+    assert [training.learning_rate(t) for t in (1, 2, 3, 4)] == [0.1, 0.1, 0.05, 0.025]
+
+
 def test_learning_rate_decays_by_round():
     training = Training(lr=0.1, lr_decay=0.5)
     assert [training.learning_rate(t) for t in (1, 2, 3)] == [0.1, 0.05, 0.025]

@@ -1,0 +1,32 @@
+import math
+
+import pytest
+
+from fedbench.config.compose import choices, plan
+from fedbench.run import run
+
+PRESETS = choices("experiment")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_runs_a_round(name, data_root, tmp_path):  # noqa: ARG001 - the presets' data
+    tiny = ["rounds=1", "engine=serial", "client.steps=1", "client.batch_size=8"]
+    config = plan([f"experiment={name}", *tiny])[0]
+    summary = run(config, tmp_path / "run")
+    assert summary["status"] == "completed"
+    assert math.isfinite(summary["final"]["avg"])
+    assert (tmp_path / "run" / "forecasts.png").exists() == (summary["task"] == "forecasting")
+
+
+@pytest.mark.parametrize("name", [n for n in PRESETS if n.startswith(("timexer", "gcvit"))])
+def test_presets_of_papers_have_two_sizes(name):
+    small, whole = (plan([f"experiment={name}", f"fast={flag}"])[0] for flag in ("true", "false"))
+    assert small.rounds < whole.rounds
+    model = "d_model" if name.startswith("timexer") else "variant"
+    assert small.client.model[model] != whole.client.model[model]
+
+
+def test_a_presets_size_is_part_of_what_is_compared():
+    small, whole = (plan(["experiment=gcvit_pacs", f"fast={flag}"])[0] for flag in ("true", "false"))
+    assert small.settings != whole.settings
