@@ -44,7 +44,7 @@ WORKLOADS = {
     "resnet18": Workload(
         "ResNet-18, GroupNorm", ResNet18, (3, 32, 32), 4, 4, 64, 3, 0.05, 32, byte_sized=True
     ),
-    "gcvit": Workload("GC ViT micro", GCViT, (3, 64, 64), 4, 4, 32, 3, 0.05, 16, byte_sized=True),
+    "gcvit": Workload("GC ViT micro", GCViT, (3, 64, 64), 4, 4, 128, 3, 0.05, 16, byte_sized=True),
 }
 """Clients, rows of each, turns, learning rate, batch size."""
 ON_GPU = 8
