@@ -22,6 +22,7 @@ without cohorts, as a share of the way from the initial weights, and the script 
     python benchmarks/cross_device.py                  # a quarter of an hour; wants a quiet machine
     python benchmarks/cross_device.py --quick          # few small clients, nothing written
     python benchmarks/cross_device.py mlp64 lr         # some of the workloads
+    python benchmarks/cross_device.py mlp64 --turns 3  # where the machine's speed wanders
 
 Writes ``benchmarks/results/cross_device.csv`` and ``.md``.
 """
@@ -291,8 +292,8 @@ def row(
     workload: Workload, system: str, measured: dict[str, dict[str, Any]], apart: float, loss: float
 ) -> dict[str, object]:
     """One line of the table."""
-    middle = {name: median(m["seconds"][workload.warm_up :]) for name, m in measured.items()}
-    seconds = measured[system]["seconds"][workload.warm_up :]
+    middle = {name: median(m["seconds"]) for name, m in measured.items()}
+    seconds = measured[system]["seconds"]
     return {
         "workload": f"{workload.title}, {workload.cohort} of {workload.clients:,}",
         "system": system,
@@ -301,27 +302,28 @@ def row(
         "pfl / this": f"{middle[PFL] / middle[system]:.2f}" if PFL in middle else "",
         "fastest-slowest s": f"{min(seconds):.4f}-{max(seconds):.4f}",
         "rounds": len(seconds),
-        "whole s": f"{measured[system]['whole']:.1f}",
+        "whole s": f"{median(measured[system]['whole']):.1f}",
         "loss": f"{loss:.4f}",
         "apart": f"{apart:.0e}",
     }
 
 
-def compare(key: str, quick: bool) -> list[dict[str, object]]:
-    """Measure all systems on a workload and hold their weights against each other."""
+def compare(key: str, quick: bool, turns: int) -> list[dict[str, object]]:
+    """Measure all systems on a workload, in turns, and hold their weights against each other."""
     workload = workload_of(key, quick)
     systems = [name for name in SYSTEMS if name != PFL or find_spec("pfl")]
-    measured, ends = {}, {}
+    measured: dict[str, dict[str, Any]] = {system: {"seconds": [], "whole": []} for system in systems}
+    ends = {}
     with tempfile.TemporaryDirectory() as directory:
-        for number, system in enumerate(systems):
-            path = Path(directory) / f"{number}.npz"
-            measured[system] = measure_apart(__file__, system, key, quick, str(path))
+        for system in systems * turns:
+            path = Path(directory) / "weights.npz"
+            took = measure_apart(__file__, system, key, quick, str(path))
+            seconds = took["seconds"][workload.warm_up :]
+            measured[system]["seconds"] += seconds
+            measured[system]["whole"].append(took["whole"])
             with np.load(path) as weights:
                 ends[system] = {name: torch.from_numpy(w) for name, w in weights.items()}
-            print(
-                f"{key}: {system} {median(measured[system]['seconds'][workload.warm_up :]):.4f} s",
-                file=sys.stderr,
-            )
+            print(f"{key}: {system} {median(seconds):.4f} s", file=sys.stderr)
     reference, start = ends[REFERENCE], workload.module().state_dict()
     way = distance(reference, start)
     apart = {system: distance(weights, reference) / way for system, weights in ends.items()}
@@ -341,13 +343,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(WORKLOADS)}")
     parser.add_argument("--quick", action="store_true", help="few small clients; writes nothing")
+    parser.add_argument("--turns", type=int, default=1, help="times that every system is measured, in turn")
     options = parser.parse_args()
     if unknown := set(options.workloads) - set(WORKLOADS):
         parser.error(f"no such workload: {', '.join(sorted(unknown))}; of {', '.join(WORKLOADS)}")
     if not find_spec("pfl"):
         print("pfl-research is not installed and left out; pip install '.[bench]' adds it")
     before = load()
-    rows = [line for key in options.workloads or WORKLOADS for line in compare(key, options.quick)]
+    rows = [
+        line for key in options.workloads or WORKLOADS for line in compare(key, options.quick, options.turns)
+    ]
     show("FedAvg over small clients, median round", rows, "workload")
     notes = [
         f"{describe()}. Load average before: {before:.2f}.",
