@@ -10,7 +10,7 @@ PRESETS = choices("experiment")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_runs_a_round(name, data_root, tmp_path):  # noqa: ARG001 - the presets' data
+def test_every_preset_runs_a_round(name, data_root, tmp_path):
     tiny = ["rounds=1", "engine=serial", "client.steps=1", "client.batch_size=8"]
     config = plan([f"experiment={name}", *tiny])[0]
     summary = run(config, tmp_path / "run")
