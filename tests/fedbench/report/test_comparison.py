@@ -185,7 +185,7 @@ def test_the_best_of_every_score_is_bold():
     }  # fmt: skip
     errors = [r | {"headline": "mse", "higher_is_better": False} for r in runs]
     assert {k: v for k, v in bold(compare(errors)).items() if v} == {
-        "d0": ["0.50"], "d1": ["0.20"], "AVG": ["0.55"], "worst": ["0.20"],
+        "d0": ["0.500"], "d1": ["0.200"], "AVG": ["0.550"], "worst": ["0.200"],
     }  # fmt: skip
     assert not any(bold(compare(runs[:1])).values())
 
@@ -294,7 +294,7 @@ def test_the_verdict_knows_the_direction_a_tie_and_when_to_be_silent():
     errors = [
         summary(m, domains=(v,), headline="mse", higher_is_better=False) for m, v in (("a", 0.5), ("b", 2.0))
     ]
-    assert verdict(compare(errors)).startswith("a is ahead of b by 1.50 in d0")
+    assert verdict(compare(errors)).startswith("a is ahead of b by 1.500 in d0")
     assert verdict(compare([summary("a"), summary("b")])) == "a and b are level in AVG."
     assert verdict(compare([summary("a")])) == ""
 
@@ -336,3 +336,36 @@ def test_scores_on_other_rows_are_never_the_best_of_a_domain():
 
 def test_without_a_personal_method_the_table_stays_as_it_is():
     assert "clients" not in compare([with_clients("fedavg", 0.6)]).columns
+
+
+# --- forecasts that need no training --------------------------------------------------------------------
+
+
+def forecasting(label="fedavg", seed=0, day=(0.9, 1.1), domains=(0.5, 0.7)):
+    run = summary(label, seed, domains, headline="mse", higher_is_better=False)
+    references = {"last_day": {f"d{i}": v for i, v in enumerate(day)}}
+    return run | {"final": run["final"] | {"references": references}}
+
+
+def test_references_are_rows_of_their_own_with_the_mean_over_seeds():
+    comparison = compare([forecasting(seed=0), forecasting(seed=1, day=(0.7, 1.3)), forecasting("fedprox")])
+    *methods, day = comparison.rows
+    assert [row.label for row in methods] == ["fedavg", "fedprox"]
+    assert day.label == "last day"
+    assert day.cells["d0"].mean == pytest.approx(0.8)
+    assert day.cells["AVG"] == Cell(pytest.approx(1.0), pytest.approx(0))
+    assert "MB" not in day.cells
+    assert "last day | 2 | 0.800 ± 0.141" in markdown(comparison)
+
+
+@pytest.mark.parametrize("day", [(0.1, 0.1), (9.0, 9.0)])
+def test_references_neither_win_nor_lose(day):
+    comparison = compare([forecasting(day=day), forecasting("fedprox", day=day, domains=(0.4, 0.6))])
+    assert verdict(comparison).startswith("fedprox is ahead of fedavg by 0.100 in AVG")
+    assert verdict(compare([forecasting(day=day)])) == ""
+
+
+def test_lower_errors_are_better_and_have_three_digits():
+    lines = words(compare([forecasting(), forecasting("fedprox", domains=(0.4, 0.6))]))
+    assert "0.500" in lines
+    assert "forecasts without training" in lines
