@@ -58,8 +58,8 @@ from fedbench.engine.grid import EngineGrid, Exchange
 
 WORKERS = 2
 FLOWER, PFL, REFERENCE = "Flower run_simulation", "pfl-research", "fedbench serial one by one"
-CLOSE = 1e-3
-"""Largest ``apart``: rounding errors, which training makes grow."""
+CLOSE = 1e-2
+"""Largest ``apart``: rounding errors, which training makes grow; other batches go much further apart."""
 
 Weights = dict[str, Tensor]
 
@@ -327,8 +327,6 @@ def compare(key: str, quick: bool, turns: int) -> list[dict[str, object]]:
     reference, start = ends[REFERENCE], workload.module().state_dict()
     way = distance(reference, start)
     apart = {system: distance(weights, reference) / way for system, weights in ends.items()}
-    if far := [f"{system} by {value:.1e}" for system, value in apart.items() if not value < CLOSE]:
-        raise SystemExit(f"{key}: systems end at other weights than {REFERENCE}: {', '.join(far)}")
     return [row(workload, s, measured, apart[s], mean_loss(workload, ends[s])) for s in systems]
 
 
@@ -365,6 +363,8 @@ def main() -> None:
     if not options.quick:
         path = write_table("cross_device", "Rounds of small clients", rows, notes)
         print(f"written to {path} and .csv")
+    if far := [f"{r['system']} ({r['workload']})" for r in rows if not float(str(r["apart"])) < CLOSE]:
+        raise SystemExit(f"these end at other weights than {REFERENCE}: {', '.join(far)}")
 
 
 if __name__ == "__main__":

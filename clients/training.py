@@ -19,7 +19,7 @@ from .augment import Augmentation
 from .errors import ClientError
 from .tasks.base import Task
 
-OptimizerName = Literal["sgd", "adam"]
+OptimizerName = Literal["sgd", "adam", "adamw"]
 Weighting = Literal["examples", "uniform"]
 Plan = list[npt.NDArray[np.int64]]
 
@@ -30,7 +30,7 @@ class Training:
 
     Parameters
     ----------
-    optimizer : {"sgd", "adam"}
+    optimizer : {"sgd", "adam", "adamw"}
         Made anew in every round.
     lr, lr_decay, lr_hold : float, float, int
         Learning rate of the first ``lr_hold`` rounds is ``lr``; after them each round's is ``lr_decay`` times
@@ -81,13 +81,15 @@ class Training:
                 raise ValueError(f"{name}: must be 0 or more, got {getattr(self, name)}")
         if self.replace and self.steps is None:
             raise ValueError("replace: drawing with replacement has no epochs; set steps to a number a round")
-        if self.momentum and self.optimizer == "adam":
-            raise ValueError(f"momentum: is SGD's option, got {self.momentum} with optimizer=adam")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(
+                f"momentum: is SGD's option, got {self.momentum} with optimizer={self.optimizer}"
+            )
 
     def build_optimizer(self) -> Optimizer:
         """The optimiser as pure functions."""
-        if self.optimizer == "adam":
-            return Adam(weight_decay=self.weight_decay)
+        if self.optimizer != "sgd":
+            return Adam(weight_decay=self.weight_decay, decoupled=self.optimizer == "adamw")
         return SGD(momentum=self.momentum, weight_decay=self.weight_decay)
 
     def learning_rate(self, server_round: int) -> float:

@@ -85,11 +85,12 @@ class SGD:
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam as in ``torch.optim.Adam`` (L2 decay, no amsgrad)."""
+    """Adam as in ``torch.optim.Adam`` (no amsgrad), and AdamW where the decay is ``decoupled``."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    decoupled: bool = False
 
     def init(self, params: Params) -> State:
         """Zero moments; the step count is a tensor so that clients of a cohort may differ in it."""
@@ -101,7 +102,10 @@ class Adam:
     def step(self, params: Params, grads: Params, state: State, lr: float | Tensor) -> tuple[Params, State]:
         """One step."""
         b1, b2 = self.betas
-        grads = _decayed(params, grads, self.weight_decay)
+        if self.decoupled:
+            params = {k: p * (1 - lr * self.weight_decay) for k, p in params.items()}
+        else:
+            grads = _decayed(params, grads, self.weight_decay)
         t = state["count"]["t"] + 1
         first = {k: b1 * state["first"][k] + (1 - b1) * g for k, g in grads.items()}
         second = {k: b2 * state["second"][k] + (1 - b2) * g * g for k, g in grads.items()}

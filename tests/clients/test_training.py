@@ -111,7 +111,7 @@ def test_optimizers_get_their_options():
         ({"weight_decay": -0.1}, r"^weight_decay: must be 0 or more, got -0.1$"),
         ({"replace": True}, r"^replace: .*set steps"),
         ({"optimizer": "adam", "momentum": 0.9}, r"^momentum: is SGD's option, got 0.9 with optimizer=adam$"),
-        ({"optimizer": "adamw"}, r"^optimizer: must be one of sgd, adam, got 'adamw'$"),
+        ({"optimizer": "lion"}, r"^optimizer: must be one of sgd, adam, adamw, got 'lion'$"),
         ({"weighting": "rows"}, r"^weighting: must be one of examples, uniform, got 'rows'$"),
     ],
 )

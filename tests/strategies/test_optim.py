@@ -20,6 +20,7 @@ CASES = [
         torch.optim.Adam,
         {"betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1},
     ),
+    (Adam(weight_decay=0.1, decoupled=True), torch.optim.AdamW, {"weight_decay": 0.1}),
 ]
 STEPS = 20
 
