@@ -1,0 +1,289 @@
+"""Windows of time series: what all forecasting data sets share."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scenarios.datasets.options import check_choice, check_whole
+from scenarios.federation import ClientSplits, Dataset, Meta, Parts, Rows, ScenarioError
+
+Values = npt.NDArray[np.float64]
+SCALERS = ("client", "series", "all")
+
+
+@dataclass(frozen=True)
+class Series:
+    """A target series with others beside it.
+
+    Parameters
+    ----------
+    name : str
+        Domain that it becomes.
+    values : ndarray, shape (steps, series)
+        In original units; the target is the last column.
+    times : ndarray of datetime64, shape (steps,)
+        Increasing.
+    ends : tuple of int
+        Steps at which the spans of training, validation and test end; each begins where the one before ends.
+    """
+
+    name: str
+    values: Values
+    times: npt.NDArray[np.datetime64]
+    ends: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How series are cut into examples; base of the data sets, whose options these are.
+
+    Parameters
+    ----------
+    seq_len, pred_len : int
+        Steps of a window that a model sees, and steps after them that it forecasts. Windows of validation and
+        test begin ``seq_len`` steps before their span, so that all of its steps are forecast.
+    levels : int
+        Strata: equally many training windows of a series each, by the mean of the target over the horizon.
+        They are what a skew of labels divides.
+    scaler : {"client", "series", "all"}
+        What series are standardised by: each client's own training steps of each series, all training steps
+        of a series, or those of all series together.
+    stride : int
+        Every how many steps a training window begins; those of validation and test begin at every step.
+    """
+
+    seq_len: int = 96
+    pred_len: int = 24
+    levels: int = 10
+    scaler: str = "client"
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        for field in ("seq_len", "pred_len", "levels", "stride"):
+            check_whole(field, getattr(self, field), 1)
+        check_choice("scaler", self.scaler, SCALERS)
+
+    def cut(self, name: str, series: Sequence[Series]) -> SeriesDataset:
+        """Cut series into windows.
+
+        Parameters
+        ----------
+        name : str
+            Of the data set.
+        series : sequence of Series
+            With the same number of columns; one becomes one domain.
+
+        Raises
+        ------
+        ScenarioError
+            If a span is too short for a window.
+        """
+        length = self.seq_len + self.pred_len
+        starts, kinds, levels = [], [], []
+        begin = 0
+        for each in series:
+            spans = _starts(each.ends, self.seq_len, self.pred_len)
+            for what, span in zip(("training", "validation", "test"), spans, strict=True):
+                if not len(span):
+                    raise ScenarioError(
+                        f"data '{name}', series '{each.name}': its {what} span is too short for seq_len="
+                        f"{self.seq_len} and pred_len={self.pred_len} ({len(each.values)} steps in all); "
+                        "shorten one of the two or use more data"
+                    )
+            spans[0] = spans[0][:: self.stride]
+            sums = np.concatenate([[0.0], np.cumsum(each.values[:, -1])])
+            ahead = [(sums[s + length] - sums[s + self.seq_len]) / self.pred_len for s in spans]
+            edges = np.quantile(ahead[0], np.arange(1, self.levels) / self.levels)
+            levels += [np.searchsorted(edges, means, side="right") for means in ahead]
+            starts += [begin + span for span in spans]
+            kinds += [np.full(len(span), kind) for kind, span in enumerate(spans)]
+            begin += len(each.values)
+        start, kind = np.concatenate(starts), np.concatenate(kinds)
+        domain = np.repeat(
+            np.arange(len(series)), [sum(map(len, starts[3 * i : 3 * i + 3])) for i in range(len(series))]
+        )
+        mean, std = self._scalers(series)
+        shares = np.linspace(0, 100, self.levels + 1).round().astype(int)
+        strata = tuple(f"{a}-{b} %" for a, b in itertools.pairwise(shares))
+        return SeriesDataset(
+            name=name,
+            arrays={
+                "start": start,
+                "y": np.concatenate(levels).astype(np.int64),
+                "scaler": domain.copy(),
+            },
+            domain=domain,
+            domains=tuple(each.name for each in series),
+            meta=Meta("forecasting", (self.seq_len, series[0].values.shape[1]), (), strata, self.pred_len),
+            test=np.flatnonzero(kind == 2),
+            val=np.flatnonzero(kind == 1),
+            shared={
+                "series": np.concatenate([each.values for each in series]).astype(np.float32),
+                "marks": np.concatenate([calendar_marks(each.times) for each in series]),
+                "mean": mean,
+                "std": std,
+            },
+            own_scalers=self.scaler == "client",
+        )
+
+    def _scalers(self, series: Sequence[Series]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Mean and standard deviation for each series, shape (series, columns)."""
+        spans = [each.values[: each.ends[0]] for each in series]
+        if self.scaler == "all":
+            spans = [np.concatenate(spans)] * len(spans)
+        mean, std = (np.stack([f(span, axis=0) for span in spans]) for f in (np.mean, np.std))
+        return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class SeriesDataset(Dataset):
+    """A data set whose rows are windows.
+
+    ``arrays`` has ``start``, the position of a window's first step in ``shared["series"]`` (all series one
+    after the other), its stratum ``y``, and ``scaler``, a row of ``shared["mean"]`` and ``shared["std"]``.
+
+    Parameters
+    ----------
+    own_scalers : bool
+        Whether clients scale by statistics of their own training steps.
+    """
+
+    own_scalers: bool = False
+
+    def localised(self, clients: ClientSplits) -> SeriesDataset:
+        """With a scaler for each series of each client, of the steps that its training windows cover.
+
+        Rows that nobody holds keep the scaler of their whole series, and so do a client's test and validation
+        rows of a series that it has no training window of.
+        """
+        if not self.own_scalers:
+            return self
+        series, length = self.shared["series"], self.meta.shape[0] + self.meta.horizon
+
+        def pairs(parts: Parts) -> Rows:
+            return parts.owner * len(self.domains) + self.domain[parts.rows]
+
+        rows, key = clients.train.rows, pairs(clients.train)
+        order = np.lexsort((self.arrays["start"][rows], key))
+        start, key = self.arrays["start"][rows][order], key[order]
+        known, pair = np.unique(key, return_inverse=True)
+        # Of windows that overlap, each adds the steps after the end of the one before.
+        first = np.concatenate([[True], pair[1:] != pair[:-1]])
+        covered_before = np.where(first, 0, np.roll(start, 1) + length)
+        begin, end = np.maximum(start, covered_before), start + length
+        steps = np.bincount(pair, end - begin)[:, None]
+        middle = series.mean(axis=0, dtype=np.float64)  # so that squares lose no digits
+        sums = [
+            np.concatenate([np.zeros((1, series.shape[1])), np.cumsum((series - middle) ** power, axis=0)])
+            for power in (1, 2)
+        ]
+        first_moment, second_moment = (
+            np.add.reduceat(s[end] - s[begin], np.flatnonzero(first), axis=0) / steps for s in sums
+        )
+        variance = np.maximum(second_moment - first_moment**2, 0)
+        constant = variance <= 1e-12 * np.maximum(second_moment, 1e-12)
+        std = np.where(constant, 1, np.sqrt(variance))
+
+        scaler = self.arrays["scaler"].copy()
+        for parts in (clients.train, clients.val, clients.test):
+            wanted = pairs(parts)
+            at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+            has = known[at] == wanted
+            scaler[parts.rows[has]] = len(self.domains) + at[has]
+        tables = {"mean": first_moment + middle, "std": std}
+        shared = {
+            name: np.concatenate([self.shared[name], table]).astype(np.float32)
+            for name, table in tables.items()
+        }
+        return replace(self, arrays={**self.arrays, "scaler": scaler}, shared={**self.shared, **shared})
+
+
+def _starts(ends: tuple[int, int, int], seq_len: int, pred_len: int) -> list[Rows]:
+    """First steps of the windows whose horizons lie in each span."""
+    begins = (seq_len, ends[0], ends[1])
+    return [
+        np.arange(begin - seq_len, max(end - seq_len - pred_len + 1, begin - seq_len))
+        for begin, end in zip(begins, ends, strict=True)
+    ]
+
+
+def spans(steps: int, train: float, test: float) -> tuple[int, int, int]:
+    """Ends of the three spans where training and test are given as shares, both rounded down."""
+    return int(train * steps), steps - int(test * steps), steps
+
+
+def calendar_marks(times: npt.NDArray[np.datetime64]) -> npt.NDArray[np.float32]:
+    """Hour, weekday (Monday first), day of month and day of year, each from -0.5 to 0.5; shape (steps, 4)."""
+    day = times.astype("datetime64[D]")
+    hour = (times - day) // np.timedelta64(1, "h")
+    weekday = (day.astype(np.int64) + 3) % 7  # 1970-01-01 was a Thursday
+    of_month = (day - times.astype("datetime64[M]")).astype(np.int64)
+    of_year = (day - times.astype("datetime64[Y]")).astype(np.int64)
+    marks = [hour.astype(float) / 23, weekday / 6, of_month / 30, of_year / 365]
+    return (np.stack(marks, axis=1) - 0.5).astype(np.float32)
+
+
+def read_series(
+    path: Path, target: str, exogenous: Sequence[str] | None = None, time: str = "date"
+) -> tuple[Values, npt.NDArray[np.datetime64], list[str]]:
+    """Columns of a CSV file, the target last.
+
+    Parameters
+    ----------
+    path : Path
+        A ``.csv`` file, or such a file as ``.gz``.
+    target, time : str
+        Columns of the target and of the time.
+    exogenous : sequence of str or None
+        Further columns in this order; ``None`` takes all others.
+
+    Returns
+    -------
+    values : ndarray, shape (steps, columns)
+    times : ndarray of datetime64
+    names : list of str
+        Of the columns of ``values``.
+
+    Raises
+    ------
+    ScenarioError
+        Where the file cannot be read, a column is missing, or a value is no number or no later time.
+    """
+    import pandas as pd  # type: ignore[import-untyped]  # slow to import, so only here
+
+    try:
+        table = pd.read_csv(path, skipinitialspace=True, dtype=str, keep_default_na=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ScenarioError(f"{path}: cannot be read as CSV ({reason})") from error
+    others = [c for c in table.columns if c not in (time, target)]
+    names = [*(others if exogenous is None else exogenous), target]
+    for column in (time, *names):
+        if column not in table.columns:
+            near = difflib.get_close_matches(column, list(table.columns), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; it has {', '.join(table.columns)}"
+            raise ScenarioError(f"{path}: has no column '{column}'{hint}")
+
+    def check(column: str, wrong: Any, what: str) -> None:
+        if wrong.any():
+            at = int(np.argmax(wrong.to_numpy()))
+            got = table[column].iloc[at]
+            raise ScenarioError(f"{path}, line {at + 2}, column '{column}': {what}, got '{got}'")
+
+    values = []
+    for column in names:
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        check(column, ~np.isfinite(numbers), "must be a number; fill gaps before")
+        values.append(numbers.to_numpy(dtype=np.float64))
+    times = pd.to_datetime(table[time], errors="coerce", format="mixed")
+    check(time, times.isna(), "must be a time such as 2024-01-31 18:00")
+    check(time, times.diff() <= pd.Timedelta(0), "must be later than on the line before")
+    return np.stack(values, axis=1), times.to_numpy().astype("datetime64[s]"), names
