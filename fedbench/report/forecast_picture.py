@@ -20,7 +20,7 @@ from .split_picture import COLOURS
 Values = npt.NDArray[np.float32]
 _LOOKED_AT = 500
 """Windows of a client among which the one of middling error is chosen."""
-_SHOWN = 4
+_SHOWN = 2
 """Horizons of history that are drawn."""
 
 

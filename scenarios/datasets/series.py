@@ -180,9 +180,18 @@ class SeriesDataset(Dataset):
         covered_before = np.where(first, 0, np.roll(start, 1) + length)
         begin, end = np.maximum(start, covered_before), start + length
         steps = np.bincount(pair, end - begin)[:, None]
-        middle = series.mean(axis=0, dtype=np.float64)  # so that squares lose no digits
+        trained_on = np.zeros(len(series) + 1, dtype=np.int64)
+        np.add.at(trained_on, begin, 1)
+        np.add.at(trained_on, end, -1)
+        # Around each series' own mean, so that squares lose no digits; no other step leaves a trace.
+        first_steps = np.array(
+            [self.arrays["start"][self.domain == d].min() for d in range(len(self.domains))]
+        )
+        around = self.shared["mean"].astype(np.float64)
+        which = np.searchsorted(first_steps, np.arange(len(series)), side="right") - 1
+        centred = np.where(np.cumsum(trained_on[:-1])[:, None] > 0, series - around[which], 0.0)
         sums = [
-            np.concatenate([np.zeros((1, series.shape[1])), np.cumsum((series - middle) ** power, axis=0)])
+            np.concatenate([np.zeros((1, series.shape[1])), np.cumsum(centred**power, axis=0)])
             for power in (1, 2)
         ]
         first_moment, second_moment = (
@@ -198,7 +207,7 @@ class SeriesDataset(Dataset):
             at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
             has = known[at] == wanted
             scaler[parts.rows[has]] = len(self.domains) + at[has]
-        tables = {"mean": first_moment + middle, "std": std}
+        tables = {"mean": first_moment + around[known % len(self.domains)], "std": std}
         shared = {
             name: np.concatenate([self.shared[name], table]).astype(np.float32)
             for name, table in tables.items()
