@@ -19,7 +19,7 @@ class CsvSeries(Windows):
     ----------
     seq_len, pred_len, levels, scaler, stride
         As in :class:`scenarios.datasets.series.Windows`.
-    root : str or Path
+    path : str or Path
         Folder with ``.csv`` or ``.csv.gz`` files; a file's name names its domain.
     target, time : str
         Columns of what is forecast and of the time, which must increase from line to line.
@@ -30,7 +30,7 @@ class CsvSeries(Windows):
         between them is for validation.
     """
 
-    root: str | Path | None = None
+    path: str | Path = ""
     target: str = "OT"
     time: str = "date"
     exogenous: Sequence[str] | None = None
@@ -58,11 +58,11 @@ class CsvSeries(Windows):
             Where the folder, a file or a column is missing, files differ in their columns, or a value is no
             number or no later time; says in which line.
         """
-        if not self.root:
-            raise ScenarioError("data 'csv_series' needs a folder of CSV files; set data.root=FOLDER")
-        folder = Path(self.root).expanduser()
-        if not folder.is_dir():
-            raise ScenarioError(f"data 'csv_series': no folder {folder}; set data.root to one with CSV files")
+        folder = Path(self.path).expanduser()
+        if not self.path or not folder.is_dir():
+            raise ScenarioError(
+                f"data 'csv_series': no folder '{self.path}'; set data.path to one with CSV files"
+            )
         files = sorted([*folder.glob("*.csv"), *folder.glob("*.csv.gz")])
         if not files:
             raise ScenarioError(f"data 'csv_series': no .csv or .csv.gz file in {folder}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.signal import lfilter
 
 from scenarios.datasets.options import check_whole
 from scenarios.datasets.series import Series, SeriesDataset, Values, Windows, spans
@@ -65,6 +64,8 @@ class Markets(Windows):
         return self.cut("markets", series)
 
     def _market(self, number: int) -> Values:
+        from scipy.signal import lfilter  # slow to import, so only here
+
         rng = np.random.default_rng([self.seed, number] if number else self.seed)
         t = np.arange(self.hours) + 24 * number / self.markets
         load_noise = rng.standard_normal(self.hours)

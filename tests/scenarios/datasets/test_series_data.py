@@ -194,7 +194,7 @@ def write(folder, name="one", header="date,load,price", lines=None, hours=40):
 
 def csv(folder, **options):
     given = {"seq_len": 3, "pred_len": 1, "target": "price", "levels": 2}
-    return CsvSeries(root=str(folder), **{**given, **options}).load()
+    return CsvSeries(path=str(folder), **{**given, **options}).load()
 
 
 def test_a_folder_of_files_is_a_domain_each_with_the_target_last(tmp_path):
@@ -217,7 +217,7 @@ def test_a_folder_of_files_is_a_domain_each_with_the_target_last(tmp_path):
     [
         ({}, {"target": "prize"}, r"one.csv: has no column 'prize'; did you mean 'price'\?$"),
         ({}, {"time": "when"}, r"has no column 'when'; it has date, load, price$"),
-        ({"at": 4, "line": "2024-01-01 04:00,,16"}, {}, r"csv, line 6, column 'load': must be a number.*got ''$"),
+        ({"at": 4, "line": "2024-01-01 04:00,,16"}, {}, r"line 6, column 'load': must be a number.* ''$"),
         ({"at": 4, "line": "2024-01-01 04:00,x,16"}, {}, r"line 6, column 'load': .*got 'x'$"),
         ({"at": 4, "line": "soon,4,16"}, {}, r"line 6, column 'date': must be a time .*got 'soon'$"),
         ({"at": 4, "line": "2024-01-01 02:00,4,16"}, {}, r"line 6, column 'date': must be later .*02:00'$"),
@@ -234,7 +234,7 @@ def test_files_that_cannot_be_used_are_named_with_the_line(tmp_path, change, opt
 
 
 def test_folders_that_cannot_be_used(tmp_path):
-    with pytest.raises(ScenarioError, match=r"needs a folder of CSV files; set data.root=FOLDER"):
+    with pytest.raises(ScenarioError, match=r"no folder ''; set data.path to one with CSV files"):
         CsvSeries().load()
     with pytest.raises(ScenarioError, match=r"no folder .*nowhere"):
         csv(tmp_path / "nowhere")
