@@ -6,13 +6,19 @@ from fedbench.config.compose import choices, plan
 from fedbench.run import run
 
 PRESETS = choices("experiment")
+SMALLER = {
+    "gaussian_domains": ["data.train_per_class=10", "data.test_per_class=5"],
+    "cifar10": ["data.size=32"],
+    "pacs": ["data.size=32"],
+}
+"""What makes data quick to test on."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_runs_a_round(name, data_root, tmp_path):
-    tiny = ["rounds=1", "engine=serial", "client.steps=1", "client.batch_size=8"]
-    config = plan([f"experiment={name}", *tiny])[0]
+    tiny = [f"experiment={name}", "rounds=1", "engine=serial", "client.steps=1", "client.batch_size=8"]
+    config = plan([*tiny, *SMALLER.get(plan(tiny)[0].choices.data, [])])[0]
     summary = run(config, tmp_path / "run")
     assert summary["status"] == "completed"
     assert math.isfinite(summary["final"]["avg"])
