@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scenarios.datasets.files import find
-from scenarios.datasets.options import check_choice
+from scenarios.datasets.options import check_choices
 from scenarios.datasets.series import Series, SeriesDataset, Windows, read_series, spans
 
 SOURCE = (
@@ -44,10 +44,7 @@ class Epf(Windows):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.markets:
-            raise ValueError(f"markets: none are named; use some of {', '.join(MARKETS)}")
-        for market in self.markets:
-            check_choice("markets", market, MARKETS)
+        check_choices("markets", self.markets, MARKETS)
 
     def load(self) -> SeriesDataset:
         """Read the files.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scenarios.datasets.files import find
-from scenarios.datasets.options import check_choice
+from scenarios.datasets.options import check_choices
 from scenarios.datasets.series import Series, SeriesDataset, Windows, read_series
 
 SOURCE = "ETT is published by Zhou et al. (2021); github.com/zhouhaoyi/ETDataset has its files in ETT-small."
@@ -37,10 +37,7 @@ class Ett(Windows):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.stations:
-            raise ValueError(f"stations: none are named; use some of {', '.join(STATIONS)}")
-        for station in self.stations:
-            check_choice("stations", station, STATIONS)
+        check_choices("stations", self.stations, STATIONS)
 
     def load(self) -> SeriesDataset:
         """Read the files.

@@ -49,3 +49,11 @@ def check_choice(field: str, value: Any, choices: Sequence[str] | Sequence[int])
         near = difflib.get_close_matches(str(value), names, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise ValueError(f"{field}: unknown, got {value!r}; use {' or '.join(names)}{hint}")
+
+
+def check_choices(field: str, values: Sequence[str], choices: Sequence[str]) -> None:
+    """Raise ValueError unless there are ``values``, each of which is one of ``choices``."""
+    if not values:
+        raise ValueError(f"{field}: none are named; use some of {', '.join(choices)}")
+    for value in values:
+        check_choice(field, value, choices)
