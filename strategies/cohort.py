@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .functional import Batch, Params, Stateless, differentiate_functionally
 from .local import LocalRule, Phase, Plan, Round, Upload
@@ -186,7 +187,8 @@ class CohortTrainer:
         def vectorised(inputs: Groups, config: Mapping[str, Any]) -> Groups:
             stacked = [{k: inputs[k] for k in groups} for groups in (own, cohort.mine)]
             shared = {k: inputs[k] for k in cohort.shared}
-            return vmap(lambda own, mine: function(own, cohort.now(mine, shared, config)))(*stacked)
+            with sdpa_kernel(SDPBackend.MATH):  # fused kernels do not vectorise over clients
+                return vmap(lambda own, mine: function(own, cohort.now(mine, shared, config)))(*stacked)
 
         inputs = {**own, **cohort.mine, **cohort.shared}
         key = (name, cohort.size, cohort.template.optimizer)

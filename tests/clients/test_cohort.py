@@ -14,7 +14,9 @@ import strategies
 from clients.models.cnn import CNN
 from clients.models.linear import Linear
 from clients.models.mlp import MLP
+from clients.models.timexer import TimeXer
 from clients.tasks.classification import Classification
+from clients.tasks.forecasting import Forecasting
 from clients.training import Training
 from strategies import SGD, Adam, LocalRule, Method, Round, recording
 from strategies.client import train_client
@@ -254,3 +256,26 @@ class EverythingRule(LocalRule):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_part_of_a_rule_runs_in_a_cohort(optimizer):
     assert_contract(EverythingRule(), "mlp", optimizer, torch.float64, 1e-9)
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop")
+def test_attention_is_vectorised_over_clients(monkeypatch):
+    """TimeXer: fused attention has no rule for a batch of models, so cohorts must take another."""
+    monkeypatch.setattr(recording, "_RECORD_AFTER", 1)
+    task = Forecasting((12, 2), 3, day=3, week=12)
+    torch.manual_seed(0)
+    net = TimeXer((12, 2), 3, patch_len=4, d_model=8, n_heads=2, e_layers=1, d_ff=8, dropout=0.0).double()
+    model, plan = Stateless(net, task.inputs), [np.arange(4), np.arange(2, 6), np.arange(1, 5)]
+
+    def round_of(client):
+        draws = torch.Generator().manual_seed(client)
+        shapes = {"x": (6, 12, 2), "marks": (6, 12, 4), "future": (6, 3, 2), "unit": (6, 2)}
+        data = {k: torch.randn(s, generator=draws, dtype=torch.float64) for k, s in shapes.items()}
+        data["weight"] = torch.ones(6, dtype=torch.float64)
+        return Round(model, task.loss, model.initial(), model.trainable, data=data, steps=3, lr=0.1)
+
+    rounds = [round_of(client) for client in range(3)]
+    stacked = CohortTrainer(LocalRule()).train([Member(r, plan) for r in rounds])
+    for client, now in enumerate(rounds):
+        alone, _ = train_client(LocalRule(), now, plan)
+        torch.testing.assert_close(stacked.of(client).arrays, alone, rtol=1e-9, atol=1e-11)
