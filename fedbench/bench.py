@@ -340,6 +340,11 @@ def _check_rule(config: DictConfig, spec: ClientSpec) -> None:
             f"strategy={name} is derived for SGD, but client.optimizer={spec.training.optimizer}; "
             "set client.optimizer=sgd"
         )
+    if rule.needs_classes and not spec.classes:
+        raise NotApplicable(
+            f"strategy={name} works on class labels, but data={config.choices.data} has none; choose a "
+            "method such as fedavg, fedprox or scaffold"
+        )
     model, client = Stateless(spec.model()), config.choices.client
     if rule.needs_norms and not model.norms:
         raise NotApplicable(

@@ -38,6 +38,7 @@ class CCVRRule(LocalRule):
     """Client half: trains as FedAvg does; after the last round it describes its representations."""
 
     cuts_model = True
+    needs_classes = True
     needs_all_rows = True
 
     def queries(self) -> Mapping[str, Callable[[Round], Upload]]:

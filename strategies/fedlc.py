@@ -32,6 +32,7 @@ class FedLCRule(LocalRule):
     softmax's, over all classes; :math:`\tau = 0` is then FedAvg.
     """
 
+    needs_classes = True
     needs_all_rows = True
 
     def loss(self, params: Params, batch: Batch, round: Round) -> Tensor:

@@ -27,6 +27,8 @@ class FedNTDRule(LocalRule):
     :math:`\tau = 1` it is 1.
     """
 
+    needs_classes = True
+
     def loss(self, params: Params, batch: Batch, round: Round) -> Tensor:
         """Task loss plus not-true distillation."""
         beta, tau = (setting(round, key, self, "strategies.FedNTD") for key in ("fedntd-beta", "fedntd-tau"))

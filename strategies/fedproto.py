@@ -38,6 +38,7 @@ class FedProtoRule(PartialRule):
     """
 
     cuts_model = True
+    needs_classes = True
     needs_all_rows = True
 
     def stays(self, round: Round) -> frozenset[str]:

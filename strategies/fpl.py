@@ -42,6 +42,7 @@ class FPLRule(LocalRule):
     """
 
     cuts_model = True
+    needs_classes = True
     needs_all_rows = True
 
     def loss(self, params: Params, batch: Batch, round: Round) -> Tensor:

@@ -156,6 +156,8 @@ class LocalRule:
     """Whether the method needs a model with a body and, as its last layer, a ``head``."""
     needs_norms: ClassVar[bool] = False
     """Whether the method needs a model with normalisation layers."""
+    needs_classes: ClassVar[bool] = False
+    """Whether the method looks at class labels ``batch["y"]``."""
     needs_all_rows: ClassVar[bool] = False
     """Whether the method looks at ``round.data``, all of a client's training rows, besides its batches."""
     parts: ClassVar[int] = 1

@@ -42,7 +42,9 @@ class MoonRule(LocalRule):
         mu, tau = (setting(round, key, self, "strategies.Moon") for key in ("moon-mu", "moon-tau"))
         z, output = round.model.embed(params, batch)
         to_global, to_previous = (
-            functional.cosine_similarity(z, round.model.frozen.embed(fixed, batch)[0], dim=1)
+            functional.cosine_similarity(
+                z.flatten(1), round.model.frozen.embed(fixed, batch)[0].flatten(1), dim=1
+            )
             for fixed in (round.received, round.kept)
         )
         contrast = functional.softplus((to_previous - to_global) / tau)

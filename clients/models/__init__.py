@@ -1,1 +1,1 @@
-"""Models. Each class takes ``shape`` and ``classes`` of the data, then its own options."""
+"""Models. Each class takes what it needs of the data (``shape``, ``classes``, ``horizon``), then its options."""
