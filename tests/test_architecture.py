@@ -90,13 +90,18 @@ def test_importing_a_package_loads_nothing_heavy(module, heavy):
 # --- configuration files ---------------------------------------------------------------------------
 
 CHOICES = [(group, name) for group in GROUPS for name in choices(group)]
-NEEDED = {"image_folder": ["data.path=x"], "hub": ["data.dataset=x"]}
+NEEDED = {
+    "data=image_folder": ["data.path=x"],
+    "data=hub": ["data.dataset=x"],
+    "features=gcvit": ["features.weights=x"],
+}
 # Parts of a node that its class is not given, and what the program gives it: as in fedbench/bench.py.
 PARTS = {"strategy": ["rule"], "client": ["model", "task"], "align": ["client"]}
 FRACTIONS = ["val_fraction", "test_fraction"]
 OWN = {"attack": ["share"], "privacy": ["mods"]}  # options for the program itself
 GIVEN = {
-    "client.model": {"shape", "classes"},
+    "client.model": {"shape", "classes", "horizon"},
+    "client.task": {"shape", "classes", "horizon"},
     "engine": {"app_factory", "sizes", "observer"},
     "privacy": {"num_sampled_clients"},
 }
@@ -104,7 +109,7 @@ GIVEN = {
 
 def composed(group, name):
     given = {"strategy": "fedavg"} | {group: name}
-    return plan([f"{key}={value}" for key, value in given.items()] + NEEDED.get(name, []))[0]
+    return plan([f"{key}={value}" for key, value in given.items()] + NEEDED.get(f"{group}={name}", []))[0]
 
 
 def check(node, where, *without, target=None, positional=0):

@@ -52,7 +52,7 @@ def test_flowers_own_simulation_ends_at_the_same_weights(tmp_path):
         capture_output=True,
         text=True,
         env=os.environ | {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"},
-        timeout=200,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     run(plan(OVERRIDES)[0], tmp_path / "run")

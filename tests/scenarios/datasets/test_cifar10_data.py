@@ -9,7 +9,7 @@ from scenarios.federation import ScenarioError
 
 
 def test_all_images_of_the_zip(data_root: Path) -> None:
-    data = Cifar10(data_root).load()
+    data = Cifar10(root=data_root).load()
     x, y = data.arrays["x"], data.arrays["y"]
     assert (x.shape, x.dtype) == ((18_000, 3, 32, 32), np.uint8)
     assert data.test is not None
@@ -28,7 +28,7 @@ def test_an_unpacked_folder_does_too(tmp_path: Path, data_root: Path) -> None:
     with zipfile.ZipFile(data_root / "cifar10_jpg/cifar10_subset.zip") as archive:
         names = [name for name in archive.namelist() if name.endswith(("0001.jpg", "0002.jpg"))]
         archive.extractall(folder, names)
-    data = Cifar10(tmp_path).load()
+    data = Cifar10(root=tmp_path).load()
     assert len(data) == len(names)
     assert data.test is not None
     assert len(data.test) == sum(name.startswith("test/") for name in names)
@@ -36,17 +36,17 @@ def test_an_unpacked_folder_does_too(tmp_path: Path, data_root: Path) -> None:
     for file in (folder / "test/ship").iterdir():
         file.unlink()
     with pytest.raises(ScenarioError, match="'test' has no images of ship"):
-        Cifar10(tmp_path).load()
+        Cifar10(root=tmp_path).load()
 
 
 def test_missing_and_damaged_zips_are_named(tmp_path: Path, data_root: Path) -> None:
     with pytest.raises(ScenarioError, match=r"Krizhevsky.*train/CLASS/FILE") as error:
-        Cifar10(tmp_path).load()
+        Cifar10(root=tmp_path).load()
     path = tmp_path / "cifar10_jpg/cifar10_subset.zip"
     assert str(path) in str(error.value)
     path.parent.mkdir()
     with (data_root / "cifar10_jpg/cifar10_subset.zip").open("rb") as file:
         path.write_bytes(file.read(1_000_000))
     with pytest.raises(ScenarioError, match="cannot be read whole") as error:
-        Cifar10(tmp_path).load()
+        Cifar10(root=tmp_path).load()
     assert str(path) in str(error.value)
