@@ -7,7 +7,7 @@ than the operations themselves. A recording (``make_fx``) repeats the same opera
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -185,9 +185,10 @@ def _simplify(recorded: GraphModule, leaves: Sequence[Tensor], reuse: Sequence[N
             node.replace_all_uses_with(same)
     graph.eliminate_dead_code()
     (results,) = graph.find_nodes(op="output")
+    written = {place for place in reuse if place is not None}
     for result, place in zip(results.args[0], reuse, strict=True):
         if place is not None and _last_reads(graph, result, place):
-            _write_to(graph, result, place)
+            _write_to(graph, result, place, written)
     for node in graph.nodes:
         node.target = _QUICK.get(node.target, node.target)
     recorded.recompile()
@@ -220,17 +221,32 @@ def _last_reads(graph: Graph, result: Any, place: Any) -> bool:
         for reader in readers.pop().users:
             if order[reader] > order[result]:
                 return False
-            if getattr(reader.target, "is_view", False):
+            if _is_view(reader):
                 readers.append(reader)
     return True
 
 
-def _write_to(graph: Graph, result: Any, place: Any) -> None:
-    """Make an output in the memory of an input: in a product's own pass, where it is ``p - rate * x @ y``."""
+def _is_view(node: Any) -> bool:
+    return getattr(node.target, "is_view", False) or node.target is aten._unsafe_view.default
+
+
+def _seen(node: Any) -> Any:
+    """What a view looks at."""
+    while _is_view(node):
+        node = node.args[0]
+    return node
+
+
+def _write_to(graph: Graph, result: Any, place: Any, written: Set[Node]) -> None:
+    """Make an output in the memory of an input: in a product's own pass, where it is ``p - rate * x @ y``.
+
+    The product is then made later, and so must not be of inputs that may have been ``written`` by then.
+    """
     if result.target == aten.addcmul.default and result.args[0] is place:
         _, change, rate = result.args
         one_a_product = all(side == 1 for side in rate.meta["tensor_meta"].shape[1:])
-        if change.target == aten.bmm.default and len(change.users) == 1 and one_a_product:
+        product = change.target == aten.bmm.default and len(change.users) == 1
+        if product and one_a_product and not written & {_seen(factor) for factor in change.args}:
             with graph.inserting_before(result):
                 scaled = graph.call_function(aten.mul.Tensor, (change.args[0], rate))
             result.target, result.args = aten.baddbmm_.default, (place, scaled, change.args[1])
