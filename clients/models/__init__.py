@@ -1,1 +1,1 @@
-"""Models. Each class takes what it needs of the data (``shape``, ``classes``, ``horizon``), then its options."""
+"""Models. Each takes of the data what it needs (``shape``, ``classes``, ``horizon``), then its options."""
