@@ -824,12 +824,11 @@ def test_what_does_not_fit_is_refused_in_one_line(options, message):
         assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(
-    ("make", "n", "most"), [(small, LONG + SHORT + 1, LONG), (MODELS["comirec"], 19, LONG + SHORT)]
-)
-def test_longer_histories_are_refused(make, n, most):
-    with pytest.raises(ClientError, match=r"^history: the model is made for \d+ events, but is given \d+$"):
-        make()(torch.ones(2, n, dtype=torch.long))
+@pytest.mark.parametrize(("make", "most"), [(small, LONG), (MODELS["comirec"], LONG + SHORT)])
+def test_longer_histories_are_refused(make, most):
+    message = f"^history: the model is made for {most} events, but is given {most + 1}$"
+    with pytest.raises(ClientError, match=message):
+        make()(torch.ones(2, LONG + SHORT + 1, dtype=torch.long))
 
 
 # --- the specification's synthetic problem ---------------------------------------------------------
