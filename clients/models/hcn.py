@@ -119,11 +119,11 @@ class HCN(nn.Module):
         has_long, has_short = (part.any(1)[:, None, None] for part in self._split(hist > 0))
         lf, sf = (lg, sh) if self.co is None else self.co(lg, sh, has_long, has_short)
         if self.mode == "gate":
-            vectors, valid = lf, (has_long | has_short).expand_as(lf)[..., 0]
+            vectors, valid = lf, torch.ones_like(lf[..., 0], dtype=torch.bool)
         else:
             vectors = torch.cat([lf * has_long, sf * has_short], 1)
             valid = torch.cat([has_long.expand_as(lf), has_short.expand_as(sf)], 1)[..., 0]
-        valid = valid | ~valid.any(1, keepdim=True)
+            valid = valid | ~valid.any(1, keepdim=True)
         calibration = uncalibrated(table)
         if self.tau is not None and self.bias is not None:
             calibration = self.tau, self.bias

@@ -363,7 +363,8 @@ def test_extra_padding_on_the_left_changes_nothing():
 @each_model
 def test_shorter_histories_need_no_padding(make):
     model, hist = scrambled(make()), histories()
-    for user, events in ((1, LONG + SHORT - 4), (2, SHORT), (3, 2), (4, 1), (5, 1)):
+    hist[5, -SHORT + 1 :] = hist[0, : SHORT - 1]
+    for user, events in ((1, LONG + SHORT - 4), (2, SHORT), (3, 2), (4, 1), (5, SHORT - 1)):
         padded, bare = model(hist[user : user + 1]), model(hist[user : user + 1, -events:])
         for a, b in zip(padded, bare, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
@@ -675,6 +676,14 @@ def test_ranking_loss_is_cross_entropy_of_clicks():
     first = -math.log(sigmoid(logits[0, 1])) - math.log(1 - sigmoid(logits[0, 4]))
     close(ranking_loss(out, candidates, label), [first / 2, -math.log(1 - sigmoid(logits[1, 5]))])
     close(ranking_loss(out, 0 * candidates, label), [0.0, 0.0])
+
+
+def test_temperature_and_offset_are_learned_where_asked_for():
+    out, model = scrambled(small())(histories()), scrambled(small(rank=True))
+    assert (out.tau.item(), out.bias.item()) == (1, 0)
+    learned = model(histories())
+    assert learned.tau is model.tau
+    assert learned.bias is model.bias
 
 
 def test_redundancy_is_the_mean_cosine_of_pairs():
