@@ -932,12 +932,11 @@ def test_a_graph_is_where_its_entries_are():
     other = sparse.coo_matrix((values, (np.append(r, [0, 59]), np.append(c, [59, 0]))), shape=(60, 60))
     assert np.array_equal(neighbour_lists(other, 6, 3), neighbour_lists(adjacency, 6, 3))
     assert np.array_equal(propagation(other).toarray(), propagation(adjacency).toarray())
-    messy = other.tocsr()
-    messy.data[:] = 7
-    before = messy.copy()
-    neighbour_lists(messy, 6, 3)
-    assert np.array_equal(messy.data, before.data)
-    assert np.array_equal(messy.indices, before.indices)
+    # What was given stays as it is, however it is stored.
+    stored = [1.0, 0.0, 2.0], [3, 2, 0], [0, 2, 3, 3, 3]
+    messy = sparse.csr_array(tuple(map(np.array, stored)), shape=(4, 4))
+    assert neighbour_lists(messy, 3, 0)[:2].tolist() == [[0, 3, 3], [1, 0, 3]]
+    assert [messy.data.tolist(), messy.indices.tolist(), messy.indptr.tolist()] == [*stored]
 
 
 def test_many_paths_to_one_node_are_one_candidate():
@@ -1107,7 +1106,7 @@ def communities(n=2000):
 def test_it_finds_the_communities_of_a_graph(counting):
     hops, lists, encodings, label, order = communities()
     train, test = order[:1000], order[1500:]
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     model = tiny(nodes=2000 if counting == "nodes" else None)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
