@@ -22,7 +22,8 @@ class CsvSeries(Windows):
     path : str or Path
         Folder with ``.csv`` or ``.csv.gz`` files; a file's name names its domain.
     target, time : str
-        Columns of what is forecast and of the time, which must increase from line to line.
+        Columns of what is forecast and of the time, which must increase from line to line;
+        times with an offset from UTC are brought to UTC.
     exogenous : sequence of str or None
         Columns of the other series; ``None`` takes all that are left.
     train_fraction, test_fraction : float
@@ -41,6 +42,7 @@ class CsvSeries(Windows):
         super().__post_init__()
         check_text("target", self.target, "the column that is forecast")
         check_text("time", self.time, "the column with the times")
+        self._check_columns()
         check_number("train_fraction", self.train_fraction, 0, 1)
         check_number("test_fraction", self.test_fraction, 0, 1)
         if not self.train_fraction + self.test_fraction < 1:
@@ -49,14 +51,28 @@ class CsvSeries(Windows):
                 "for validation; use less than 1 together"
             )
 
+    def _check_columns(self) -> None:
+        """Refuse a column that is named twice."""
+        if self.time == self.target:
+            raise ValueError(f"time: '{self.time}' is the target; use the column with the times")
+        if isinstance(self.exogenous, str) or not isinstance(self.exogenous, Sequence | None):
+            raise ValueError(  # noqa: TRY004
+                f"exogenous: not a list of columns, got {self.exogenous!r}; use [{self.exogenous!r}]"
+            )
+        taken = {self.target: "is the target", self.time: "is the time"}
+        for column in self.exogenous or ():
+            if column in taken:
+                raise ValueError(f"exogenous: '{column}' {taken[column]}; name each other column once")
+            taken[column] = "is named twice"
+
     def load(self) -> SeriesDataset:
         """Read the files.
 
         Raises
         ------
         ScenarioError
-            Where the folder, a file or a column is missing, files differ in their columns, or a value is no
-            number or no later time; says in which line.
+            Where the folder, a file or a column is missing, files have one name (``a.csv`` and ``a.csv.gz``)
+            or differ in their columns, or a value is no number or no later time; says in which line.
         """
         folder = Path(self.path).expanduser()
         if not self.path or not folder.is_dir():
@@ -76,5 +92,6 @@ class CsvSeries(Windows):
                     f"{', '.join(names[0])}; name those that all files have in data.exogenous"
                 )
             ends = spans(len(values), self.train_fraction, self.test_fraction)
-            series.append(Series(file.name.partition(".")[0], values, times, ends))
+            name = file.name.removesuffix(".gz").removesuffix(".csv")
+            series.append(Series(name, values, times, ends))
         return self.cut("csv_series", series)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gzip
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scenarios.datasets.files import ARCHIVE_ERRORS
 from scenarios.datasets.options import check_choice, check_whole
 from scenarios.federation import ClientSplits, Dataset, Meta, Parts, Rows, ScenarioError
 
@@ -84,8 +86,12 @@ class Windows:
         Raises
         ------
         ScenarioError
-            If a span is too short for a window.
+            If a span is too short for a window, or two series have one name.
         """
+        names = sorted(each.name for each in series)
+        for one, other in itertools.pairwise(names):
+            if one == other:
+                raise ScenarioError(f"data '{name}': two series are named '{one}'; use each once")
         length = self.seq_len + self.pred_len
         starts, kinds, levels = [], [], []
         begin = 0
@@ -162,57 +168,80 @@ class SeriesDataset(Dataset):
         """With a scaler for each series of each client, of the steps that its training windows cover.
 
         Rows that nobody holds keep the scaler of their whole series, and so do a client's test and validation
-        rows of a series that it has no training window of.
+        rows of a series that it has no training window of. Scalers of an earlier division are dropped.
         """
         if not self.own_scalers:
             return self
-        series, length = self.shared["series"], self.meta.shape[0] + self.meta.horizon
+        own, length = len(self.domains), self.meta.shape[0] + self.meta.horizon
 
         def pairs(parts: Parts) -> Rows:
-            return parts.owner * len(self.domains) + self.domain[parts.rows]
+            return parts.owner * own + self.domain[parts.rows]
 
         rows, key = clients.train.rows, pairs(clients.train)
         order = np.lexsort((self.arrays["start"][rows], key))
         start, key = self.arrays["start"][rows][order], key[order]
-        known, pair = np.unique(key, return_inverse=True)
+        known, first = np.unique(key, return_index=True)
         # Of windows that overlap, each adds the steps after the end of the one before.
-        first = np.concatenate([[True], pair[1:] != pair[:-1]])
-        covered_before = np.where(first, 0, np.roll(start, 1) + length)
-        begin, end = np.maximum(start, covered_before), start + length
-        steps = np.bincount(pair, end - begin)[:, None]
-        trained_on = np.zeros(len(series) + 1, dtype=np.int64)
-        np.add.at(trained_on, begin, 1)
-        np.add.at(trained_on, end, -1)
-        # Around each series' own mean, so that squares lose no digits; no other step leaves a trace.
-        first_steps = np.array(
-            [self.arrays["start"][self.domain == d].min() for d in range(len(self.domains))]
-        )
-        around = self.shared["mean"].astype(np.float64)
-        which = np.searchsorted(first_steps, np.arange(len(series)), side="right") - 1
-        centred = np.where(np.cumsum(trained_on[:-1])[:, None] > 0, series - around[which], 0.0)
-        sums = [
-            np.concatenate([np.zeros((1, series.shape[1])), np.cumsum(centred**power, axis=0)])
-            for power in (1, 2)
-        ]
-        first_moment, second_moment = (
-            np.add.reduceat(s[end] - s[begin], np.flatnonzero(first), axis=0) / steps for s in sums
-        )
-        variance = np.maximum(second_moment - first_moment**2, 0)
-        constant = variance <= 1e-12 * np.maximum(second_moment, 1e-12)
-        std = np.where(constant, 1, np.sqrt(variance))
+        covered_before = np.roll(start, 1) + length
+        covered_before[first] = 0
+        tables = self._fit(np.maximum(start, covered_before), start + length, first, known % own)
 
-        scaler = self.arrays["scaler"].copy()
+        scaler = self.domain.copy()
         for parts in (clients.train, clients.val, clients.test):
             wanted = pairs(parts)
             at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
             has = known[at] == wanted
-            scaler[parts.rows[has]] = len(self.domains) + at[has]
-        tables = {"mean": first_moment + around[known % len(self.domains)], "std": std}
+            scaler[parts.rows[has]] = own + at[has]
         shared = {
-            name: np.concatenate([self.shared[name], table]).astype(np.float32)
+            name: np.concatenate([self.shared[name][:own], table]).astype(np.float32)
             for name, table in tables.items()
         }
         return replace(self, arrays={**self.arrays, "scaler": scaler}, shared={**self.shared, **shared})
+
+    def _fit(self, begin: Rows, end: Rows, first: Rows, domain: Rows) -> dict[str, Values]:
+        """Mean and standard deviation of sets of steps.
+
+        Parameters
+        ----------
+        begin, end : ndarray of int64, shape (pieces,)
+            Steps from ``begin`` to before ``end``; the pieces of a set do not overlap.
+        first : ndarray of int64, shape (sets,)
+            First piece of every set; its last one is that before the next set's first.
+        domain : ndarray of int64, shape (sets,)
+            Series that a set lies in.
+
+        Returns
+        -------
+        dict of ndarray
+            ``mean`` and ``std``, shape (sets, columns); ``std`` is 1 where a column has one value only.
+        """
+        series, own = self.shared["series"], len(self.domains)
+        used = np.zeros(len(series) + 1, dtype=np.int64)
+        np.add.at(used, begin, 1)
+        np.add.at(used, end, -1)
+        first_step = np.full(own, len(series))
+        np.minimum.at(first_step, self.domain, self.arrays["start"])
+        which = np.searchsorted(first_step, np.arange(len(series)), side="right") - 1
+        # Sums run over all series, so each is brought to its own centre and unit, lest large ones take the
+        # digits of small ones; steps in no set leave no trace, not even in the last digit.
+        centre, unit = (self.shared[name][:own].astype(np.float64) for name in ("mean", "std"))
+        scaled = (series - centre[which]) / unit[which]
+        scaled[np.cumsum(used[:-1]) == 0] = 0
+        steps = np.add.reduceat(end - begin, first)[:, None]
+        moments = []
+        for power in (1, 2):
+            sums = np.concatenate([np.zeros((1, series.shape[1])), np.cumsum(scaled**power, axis=0)])
+            moments.append(np.add.reduceat(sums[end] - sums[begin], first, axis=0) / steps)
+        spread = np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 1e-12))
+        # Whether a column stands still is lost in rounding above, so its changes are counted.
+        changes = np.cumsum(np.diff(series, axis=0, prepend=series[:1]) != 0, axis=0)
+        inside = np.add.reduceat(changes[end - 1] - changes[begin], first, axis=0)
+        lowest, highest = (f.reduceat(series[begin], first, axis=0) for f in (np.minimum, np.maximum))
+        still = (inside == 0) & (lowest == highest)
+        return {
+            "mean": np.where(still, lowest, centre[domain] + unit[domain] * moments[0]),
+            "std": np.where(still, 1, unit[domain] * spread),
+        }
 
 
 def _starts(ends: tuple[int, int, int], seq_len: int, pred_len: int) -> list[Rows]:
@@ -258,6 +287,7 @@ def read_series(
     -------
     values : ndarray, shape (steps, columns)
     times : ndarray of datetime64
+        Those with an offset from UTC are brought to UTC.
     names : list of str
         Of the columns of ``values``.
 
@@ -270,7 +300,7 @@ def read_series(
 
     try:
         table = pd.read_csv(path, skipinitialspace=True, dtype=str, keep_default_na=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (*ARCHIVE_ERRORS, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ScenarioError(f"{path}: cannot be read as CSV ({reason})") from error
     others = [c for c in table.columns if c not in (time, target)]
@@ -285,14 +315,16 @@ def read_series(
         if wrong.any():
             at = int(np.argmax(wrong.to_numpy()))
             got = table[column].iloc[at]
-            raise ScenarioError(f"{path}, line {at + 2}, column '{column}': {what}, got '{got}'")
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                written = [number for number, line in enumerate(file, 1) if line.strip()]
+            raise ScenarioError(f"{path}, line {written[at + 1]}, column '{column}': {what}, got '{got}'")
 
     values = []
     for column in names:
         numbers = pd.to_numeric(table[column], errors="coerce")
         check(column, ~np.isfinite(numbers), "must be a number; fill gaps before")
         values.append(numbers.to_numpy(dtype=np.float64))
-    times = pd.to_datetime(table[time], errors="coerce", format="mixed")
+    times = pd.to_datetime(table[time], errors="coerce", format="mixed", utc=True)
     check(time, times.isna(), "must be a time such as 2024-01-31 18:00")
     check(time, times.diff() <= pd.Timedelta(0), "must be later than on the line before")
-    return np.stack(values, axis=1), times.to_numpy().astype("datetime64[s]"), names
+    return np.stack(values, axis=1), times.dt.tz_localize(None).to_numpy().astype("datetime64[s]"), names
