@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from clients.features.base import cached_features
 from clients.tasks.base import Task
 from clients.training import Training
 from scenarios import Dataset, Federation
-from scenarios.federation import Meta, Names
+from scenarios.federation import Names
 from strategies.asynchronous import Asynchronous
 from strategies.attacks import Attack, attackers
 from strategies.functional import Stateless
@@ -98,9 +98,10 @@ def build(config: DictConfig) -> Bench:
     attack = _attack(config)
     _check_privacy_options(config)
     dataset = make(config.data, "data").load()
-    task = _task(config, dataset.meta)
+    _check_kind(config, dataset)
     dataset = _with_features(config, dataset)
     federation = _federation(config, dataset)
+    task = _made_for(federation.dataset.facts, config.client.task, "client.task")
     spec = _client_spec(config, federation, task, strategy, attack)
     _check_alignment(config, federation)
     _check_rule(config, spec)
@@ -231,22 +232,20 @@ def _check_privacy_options(config: DictConfig) -> None:
         check_options(load(node._target_, "privacy"), _options(node, "mods"), "privacy", given)
 
 
-def _task(config: DictConfig, meta: Meta) -> Task:
-    """The client's task, told of the data what its constructor has a name for."""
+def _check_kind(config: DictConfig, dataset: Dataset) -> None:
     node = contents(config.client.task, "client.task")
-    cls = load(node.get("_target_", ""), "client.task")
-    if cls.kind != meta.task:
+    kind = load(node.get("_target_", ""), "client.task").kind
+    if kind != dataset.meta.task:
         raise UserError(
-            f"client={config.choices.client} is made for {cls.kind}, but data={config.choices.data} is "
-            f"{meta.task}; see fedbench list data"
+            f"client={config.choices.client} is made for {kind}, but data={config.choices.data} is "
+            f"{dataset.meta.task}; see fedbench list data"
         )
-    task: Task = make(node, "client.task", **_told(cls, meta))
-    return task
 
 
-def _told(cls: Any, meta: Meta) -> dict[str, Any]:
-    known = {"shape": tuple(meta.shape), "classes": len(meta.classes), "horizon": meta.horizon}
-    return {name: value for name, value in known.items() if name in parameters(cls)}
+def _made_for(facts: Mapping[str, Any], node: Any, where: str) -> Any:
+    """A task or a model, told of the data what its constructor has a name for."""
+    known = parameters(load(node.get("_target_", ""), where))
+    return make(node, where, **{name: value for name, value in facts.items() if name in known})
 
 
 def _with_features(config: DictConfig, dataset: Dataset) -> Dataset:
@@ -293,7 +292,7 @@ def _client_spec(
     module = partial(
         make_module,
         contents(client.model, "client.model"),
-        meta,
+        federation.dataset.facts,
         torch_seed(config.seed, "init"),
     )
     module()  # a model that does not fit the data says so here, before anything starts
@@ -471,15 +470,11 @@ def _say(config: DictConfig, spec: ClientSpec, strategy: Strategy, clients: int)
         )
 
 
-def make_module(node: dict[str, Any], meta: Meta, seed: int) -> nn.Module:
-    """A client's model with its initial weights, the same in every process and for every method.
-
-    Of the data it is told what its constructor has a name for: ``shape``, ``classes``, ``horizon``.
-    """
-    given = _told(load(node.get("_target_", ""), "client.model"), meta)
+def make_module(node: dict[str, Any], facts: Mapping[str, Any], seed: int) -> nn.Module:
+    """A client's model with its initial weights, the same in every process and for every method."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module: nn.Module = make(node, "client.model", **given)
+        module: nn.Module = _made_for(facts, node, "client.model")
     return module
 
 

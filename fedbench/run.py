@@ -487,6 +487,7 @@ class Run:
             "personal": self.personal,
             "rounds": self._round,
             "split": describe_split(self.bench.federation),
+            "notes": self.bench.federation.dataset.notes,
             "final": self.history[-1] if self.history else None,
             "last_5": _mean_point(self.history[-_LAST:]) if self.history else None,
             "best_validation": best,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ def build_federation(
     A client's test rows follow what it holds: the held-out rows of each (domain, class) cell are dealt to
     the clients in proportion to their rows in that cell. Cells that nobody holds are in ``tests`` only. A
     skew that drops rows does not shrink the test rows of a cell: those who hold some of it share them all.
+    Where rows belong to units, such as users, a unit goes to one client with all that is held out of it, and
+    only units that nobody trains on are dealt.
 
     Parameters
     ----------
@@ -78,13 +81,13 @@ def build_federation(
     if not len(pool):
         raise ScenarioError(f"data '{dataset.name}': no rows are left to train on; use more data")
 
-    held = Holdings.of(skew.split(dataset, pool, skew_rng))
+    held = _split(dataset, skew, pool, skew_rng)
     _check_split(dataset, pool, held)
     if dataset.val is None:
         train, val = _set_aside(held.parts, val_fraction, val_rng)
     else:
-        train, val = held.parts, _deal(held.parts, np.unique(dataset.val), cells, val_rng)
-    test = _deal(held.parts, held_out, cells, deal_rng)
+        train, val = held.parts, _dealt(dataset, held.parts, np.unique(dataset.val), cells, val_rng)
+    test = _dealt(dataset, held.parts, held_out, cells, deal_rng)
     of_domain = group_rows(held_out, dataset.domain[held_out])
     named = {name: of_domain.get(index, held_out[:0]) for index, name in enumerate(dataset.domains)}
     clients = ClientSplits(train, val, test, held.domain)
@@ -108,6 +111,33 @@ def _hold_out(dataset: Dataset, cells: Rows, fraction: float, rng: np.random.Gen
             rng.permutation(of_class)[:size] for of_class, size in zip(classes, sizes.tolist(), strict=True)
         ]
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
+
+
+def _split(dataset: Dataset, skew: Skew, pool: Rows, rng: np.random.Generator) -> Holdings:
+    """What clients hold of the pool; units are divided by one row each, and their other rows follow it."""
+    if dataset.unit is None:
+        return Holdings.of(skew.split(dataset, pool, rng))
+    units, first, unit = np.unique(dataset.unit[pool], return_index=True, return_inverse=True)
+    held = Holdings.of(skew.split(dataset, pool[first], rng))
+    owner = np.full(len(units), -1)
+    owner[np.searchsorted(units, dataset.unit[held.parts.rows])] = held.parts.owner
+    owner = owner[unit]
+    taken = owner >= 0
+    return replace(held, parts=Parts.gather(pool[taken], owner[taken], len(held)))
+
+
+def _dealt(dataset: Dataset, held: Parts, held_out: Rows, cells: Rows, rng: np.random.Generator) -> Parts:
+    """Held-out rows of every client: those of its own units, and a share of the units that nobody holds."""
+    if dataset.unit is None:
+        return _deal(held, held_out, cells, rng)
+    owner = np.full(int(dataset.unit.max(initial=0)) + 1, -1)
+    owner[dataset.unit[held.rows]] = held.owner
+    strange = held_out[owner[dataset.unit[held_out]] < 0]
+    _, first = np.unique(dataset.unit[strange], return_index=True)
+    dealt = _deal(held, strange[first], cells, rng)
+    owner[dataset.unit[dealt.rows]] = dealt.owner
+    owner = owner[dataset.unit[held_out]]
+    return Parts.gather(held_out[owner >= 0], owner[owner >= 0], len(held))
 
 
 def _check_split(dataset: Dataset, pool: Rows, held: Holdings) -> None:

@@ -74,6 +74,11 @@ class Dataset:
         Rows of the official validation split; ``None`` where clients set some of their rows aside.
     shared : dict of ndarray
         What rows of ``arrays`` refer to, such as the series that windows lie in; of any length.
+    unit : ndarray of int64, shape (rows,), or None
+        What every row belongs to, such as a user. The rows of a unit are of one domain and class, and are
+        never divided: who trains on some of them is tested on the others. ``None`` where rows are their own.
+    notes : dict of float
+        What a summary says of the data as clients hold them, such as the edges that no client has.
     """
 
     name: str
@@ -84,13 +89,22 @@ class Dataset:
     test: Rows | None = None
     val: Rows | None = None
     shared: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    unit: Rows | None = None
+    notes: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key, array in self.arrays.items():
+        units = {} if self.unit is None else {"unit": self.unit}
+        for key, array in (self.arrays | units).items():
             if len(array) != len(self.domain):
                 raise ScenarioError(
                     f"data '{self.name}': array '{key}' has {len(array)} rows, domain has {len(self.domain)}"
                 )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What models and tasks are told of the data, by the names of their constructors' parameters."""
+        meta = self.meta
+        return {"shape": tuple(meta.shape), "classes": len(meta.classes), "horizon": meta.horizon}
 
     def __len__(self) -> int:
         return len(self.domain)
