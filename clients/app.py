@@ -82,6 +82,8 @@ class ClientSpec:
         Partition ids of the malicious clients.
     classes : int
         Number of classes, for attacks on labels.
+    local : frozenset of str
+        Parts of the model that the rule keeps with the client, whatever the method.
     mods : sequence of callable
         Flower's mods around training, such as the clipping of a privacy wrapper. Attackers have them too.
     """
@@ -100,6 +102,7 @@ class ClientSpec:
     attack: Attack | None = None
     attackers: frozenset[int] = frozenset()
     classes: int = 0
+    local: frozenset[str] = frozenset()
     mods: Sequence[Mod] = ()
 
 
@@ -239,8 +242,7 @@ class _Node:
         spec, node, now = self.spec, partition_of(context), round_of(message)
         split = spec.splits[node]
         # Only what fine-tunes before it predicts has use for the training rows here.
-        tunes = type(spec.rule).fine_tune is not LocalRule.fine_tune
-        data = self.training_data(node, context)[0] if tunes else {}
+        data = self.training_data(node, context)[0] if spec.rule.fine_tunes else {}
 
         def plan(tune: FineTune) -> Plan:
             training = replace(spec.training, steps=tune.steps, epochs=tune.epochs or 1, replace=False)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from strategies.functional import Batch
-from strategies.optim import SGD, Adam, Optimizer
+from strategies.optim import SGD, Adam, Clipped, Optimizer
 
 from .augment import Augmentation
 from .errors import ClientError
@@ -35,8 +35,12 @@ class Training:
     lr, lr_decay, lr_hold : float, float, int
         Learning rate of the first ``lr_hold`` rounds is ``lr``; after them each round's is ``lr_decay`` times
         the one before.
+    lr_cosine : int or None
+        Rounds over which the rate falls to 0 along a half cosine, in place of ``lr_decay``.
     momentum, weight_decay : float
         As in ``torch.optim``; momentum is SGD's alone.
+    clip : float or None
+        Longest gradient, of all parameters together; longer ones are shortened to it.
     batch_size : int
         Rows a step; the last batch of an epoch may be smaller.
     epochs : int
@@ -56,8 +60,10 @@ class Training:
     lr: float = 0.05
     lr_decay: float = 1.0
     lr_hold: int = 1
+    lr_cosine: int | None = None
     momentum: float = 0.0
     weight_decay: float = 0.0
+    clip: float | None = None
     batch_size: int = 32
     epochs: int = 1
     steps: int | None = None
@@ -70,10 +76,12 @@ class Training:
         for name, known in ((name, get_args(kind)) for name, kind in choices.items()):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name in ("lr", "lr_decay"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: must be above 0, got {getattr(self, name)}")
-        for name in ("batch_size", "epochs", "steps", "lr_hold"):
+        for name in ("lr", "lr_decay", "clip"):
+            if (size := getattr(self, name)) is not None and not size > 0:
+                raise ValueError(f"{name}: must be above 0, got {size}")
+        if self.lr_cosine is not None and self.lr_decay != 1:
+            raise ValueError(f"lr_cosine: takes the place of lr_decay, got {self.lr_decay} there; use 1")
+        for name in ("batch_size", "epochs", "steps", "lr_hold", "lr_cosine"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise ValueError(f"{name}: must be 1 or more, got {count}")
         for name in ("momentum", "weight_decay"):
@@ -88,12 +96,18 @@ class Training:
 
     def build_optimizer(self) -> Optimizer:
         """The optimiser as pure functions."""
-        if self.optimizer != "sgd":
-            return Adam(weight_decay=self.weight_decay, decoupled=self.optimizer == "adamw")
-        return SGD(momentum=self.momentum, weight_decay=self.weight_decay)
+        optimizer: Optimizer
+        if self.optimizer == "sgd":
+            optimizer = SGD(momentum=self.momentum, weight_decay=self.weight_decay)
+        else:
+            optimizer = Adam(weight_decay=self.weight_decay, decoupled=self.optimizer == "adamw")
+        return optimizer if self.clip is None else Clipped(optimizer, self.clip)
 
     def learning_rate(self, server_round: int) -> float:
         """Learning rate of a round, counted from 1."""
+        if self.lr_cosine is not None:
+            done = min(server_round - 1, self.lr_cosine) / self.lr_cosine
+            return self.lr / 2 * (1 + math.cos(math.pi * done))
         return self.lr * self.lr_decay ** max(server_round - self.lr_hold, 0)
 
     def examples(self, rows: int) -> int:

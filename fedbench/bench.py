@@ -23,10 +23,13 @@ from scenarios import Dataset, Federation
 from scenarios.federation import Names
 from strategies.asynchronous import Asynchronous
 from strategies.attacks import Attack, attackers
+from strategies.errors import StrategyError
 from strategies.functional import Stateless
+from strategies.keep_local import KeepLocal, local_names
 from strategies.local import LocalRule
 from strategies.method import Method, may_merge
 from strategies.seeding import torch_seed
+from strategies.seen_rows import SeenRows, averaging_seen_rows
 
 from .config.objects import call, check_options, contents, load, make, parameters
 from .engine.grid import EngineGrid, Observer
@@ -78,6 +81,11 @@ class Bench:
         return isinstance(_unaligned(self.config, self.strategy), Asynchronous)
 
     @property
+    def personal(self) -> bool:
+        """Whether clients predict with models of their own, so that there is no global model to test."""
+        return bool(self.spec.local) or _personal(self.strategy)
+
+    @property
     def attackers(self) -> list[int]:
         """Partition ids of the malicious clients, in order."""
         return sorted(self.spec.attackers)
@@ -113,15 +121,17 @@ def build(config: DictConfig) -> Bench:
         )
     sampled = config.clients_per_round or len(sizes)
     method = _unaligned(config, strategy)
-    _check_evaluation(config, method, len(sizes))
+    _check_evaluation(config, spec, method)
     _check_patience(config, method)
     _check_robust(config, method, sampled)
     _check_privacy(config, spec, method)
     if config.privacy.get("_target_"):
         strategy = _strategy(config, sampled)
 
-    engine = config.engine
-    if engine.get("partial_sums") and not may_merge(_unaligned(config, strategy)):
+    engine, by_row = config.engine, bool(config.client.seen_rows)
+    if by_row:
+        strategy = averaging_seen_rows(strategy)
+    if engine.get("partial_sums") and (by_row or not may_merge(_unaligned(config, strategy))):
         engine = OmegaConf.merge(engine, {"partial_sums": False})
 
     def make_grid(observer: Observer) -> EngineGrid:
@@ -134,6 +144,10 @@ def build(config: DictConfig) -> Bench:
         return SystemGrid(grid, system, work, config.seed, observer, config.clients_per_round)
 
     return Bench(config, federation, spec, strategy, make_grid)
+
+
+def _personal(strategy: Strategy) -> bool:
+    return bool(getattr(strategy, "personal", False))
 
 
 def _check_run(config: DictConfig) -> None:
@@ -287,7 +301,8 @@ def _client_spec(
     config: DictConfig, federation: Federation, task: Task, strategy: Strategy, attack: Attack | None
 ) -> ClientSpec:
     client = config.client
-    training = make({"_target_": "clients.training.Training", **_options(client, "model", "task")}, "client")
+    options = _options(client, "model", "task", "local", "seen_rows")
+    training = make({"_target_": "clients.training.Training", **options}, "client")
     meta = federation.meta
     module = partial(
         make_module,
@@ -295,7 +310,8 @@ def _client_spec(
         federation.dataset.facts,
         torch_seed(config.seed, "init"),
     )
-    module()  # a model that does not fit the data says so here, before anything starts
+    model = Stateless(module())  # one that does not fit the data says so here, before anything starts
+    rule, local = _rule(config, strategy, model)
     return ClientSpec(
         arrays={**federation.dataset.arrays, **federation.dataset.shared},
         splits=federation.clients,
@@ -303,25 +319,39 @@ def _client_spec(
         model=module,
         task=task,
         training=training,
-        rule=_rule(config, strategy),
+        rule=rule,
         data_rule=make(config.align.client, "align.client") if config.align.get("client") else None,
         seed=config.seed,
         device="cuda" if _on_gpu(config) else "cpu",
-        row_domain=federation.dataset.domain if getattr(strategy, "personal", False) else None,
+        row_domain=federation.dataset.domain if local or _personal(strategy) else None,
         attack=attack,
         attackers=_attackers(config, len(federation.clients)),
         classes=len(meta.classes),
+        local=local,
         mods=[load(name, "privacy.mods") for name in config.privacy.get("mods", [])],
     )
 
 
-def _rule(config: DictConfig, strategy: Strategy) -> LocalRule:
-    """Client half: the one that the server half names, or for Flower's own strategies the one configured."""
+def _rule(config: DictConfig, strategy: Strategy, model: Stateless) -> tuple[LocalRule, frozenset[str]]:
+    """Client half, and which parts of the model it keeps with the client whatever the method.
+
+    The half is the one that the server half names, or for Flower's own strategies the one configured.
+    """
     if "rule" in config.strategy:
         rule: LocalRule = make(config.strategy.rule, "strategy.rule")
-        return rule
-    half: type[LocalRule] = getattr(strategy, "client_half", LocalRule)
-    return half()
+    else:
+        half: type[LocalRule] = getattr(strategy, "client_half", LocalRule)
+        rule = half()
+    client = config.client
+    try:
+        local = local_names(model.shared, list(client.local))
+        tables = contents(client.seen_rows, "client.seen_rows")
+        local_names(sorted(set(model.shared) - local), [*tables])
+        if local:
+            rule = KeepLocal(rule, local)
+    except StrategyError as error:
+        raise NotApplicable(f"client={config.choices.client}: {error}") from error
+    return (SeenRows(rule, tables) if tables else rule), local
 
 
 def _attackers(config: DictConfig, clients: int) -> frozenset[int]:
@@ -371,18 +401,19 @@ def _check_attack(config: DictConfig, spec: ClientSpec) -> None:
     call(lambda **_: attack.poison(one_each, spec.classes), "attack", _options(config.attack))
 
 
-def _check_evaluation(config: DictConfig, strategy: Strategy, clients: int) -> None:
-    count = config.eval_clients
+def _check_evaluation(config: DictConfig, spec: ClientSpec, strategy: Strategy) -> None:
+    count, clients = config.eval_clients, len(spec.splits)
     if count is None:
         return
     if not 0 <= count <= clients:
         raise UserError(
             f"eval_clients={count}: must be between 1 and the {clients} clients, 0 for none or null for all"
         )
-    if count == 0 and getattr(strategy, "personal", False):
+    if count == 0 and (spec.local or _personal(strategy)):
+        whose = f"client.local={list(config.client.local)}" if spec.local else config.choices.strategy
         raise NotApplicable(
-            f"eval_clients=0 tests the global model alone, but strategy={config.choices.strategy} leaves "
-            "clients models of their own; use null or a number of clients"
+            f"eval_clients=0 tests the global model alone, but {whose} leaves clients models of their own; "
+            "use null or a number of clients"
         )
 
 
@@ -435,7 +466,9 @@ def _check_privacy(config: DictConfig, spec: ClientSpec, strategy: Strategy) -> 
     privacy = f"privacy={config.choices.privacy}"
     if not config.privacy.get("_target_"):
         return
-    personal = getattr(strategy, "personal", False)
+    if config.client.seen_rows:
+        raise NotApplicable(f"{privacy} hides what clients have, but client.seen_rows tells it; use {{}}")
+    personal = _personal(strategy)
     opened = [d for d in _DOORS if getattr(type(strategy), d, None) not in (None, getattr(Method, d))]
     if personal or opened:
         what = "leaves clients models of their own" if personal else "does more than average what they send"

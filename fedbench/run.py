@@ -72,7 +72,7 @@ class Run:
         self.model = Stateless(bench.spec.model(), self.task.inputs, bench.spec.device)
         self.bytes: dict[str, dict[str, int]] = defaultdict(lambda: {"down": 0, "up": 0})
         self.seconds: dict[str, float] = defaultdict(float)
-        self.personal = bool(getattr(bench.strategy, "personal", False))
+        self.personal = bench.personal
         self.client_metrics: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         """Sum and count of every number that clients reported."""
         self.history: list[dict[str, Any]] = []
@@ -108,7 +108,7 @@ class Run:
     def _execute(self) -> dict[str, Any]:
         settle_process()
         started = time.perf_counter() - self.seconds.pop("total", 0.0)
-        arrays, clients, engine = self._restored or (record(self.model.initial()), {}, {})
+        arrays, clients, engine = self._restored or (record(self._initial()), {}, {})
         status = "failed"
         try:
             with self.bench.make_grid(self._observe) as grid:
@@ -146,6 +146,10 @@ class Run:
             self.directory.summarise(summary)
             self.directory.close()
         return summary
+
+    def _initial(self) -> Params:
+        """The first model, without what never leaves the clients."""
+        return {k: v for k, v in self.model.initial().items() if k not in self.bench.spec.local}
 
     def _prepare(self, grid: EngineGrid, arrays: ArrayRecord) -> ArrayRecord:
         """The strategy's phase before the rounds, if it has one."""

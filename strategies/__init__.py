@@ -10,6 +10,7 @@ from .ccvr import CCVR, CCVRRule
 from .client import RuleClient, weighted_cross_entropy
 from .ditto import Ditto, DittoRule
 from .errors import StrategyError
+from .fedadam_cosine import FedAdamCosine
 from .fedasync import FedAsync, FedAsyncRule
 from .fedavg_ft import FedAvgFT, FedAvgFTRule
 from .fedbabu import FedBABU, FedBABURule
@@ -26,6 +27,7 @@ from .fedrep import FedRep, FedRepRule
 from .fedsam import FedSAM, FedSAMRule
 from .fpl import FPL, FPLRule
 from .ggeur import GGEUR, GGEURClient
+from .keep_local import KeepLocal, local_names
 from .lg_fedavg import LGFedAvg, LGFedAvgRule
 from .local import DataRule, Examples, FineTune, LocalRule, Phase, Round, Upload
 from .local_only import LocalOnly, LocalOnlyRule
@@ -36,6 +38,7 @@ from .perfedavg import PerFedAvg, PerFedAvgRule
 from .pfedme import PFedMe, PFedMeRule
 from .qfedavg import QFedAvgRule
 from .scaffold import Scaffold, ScaffoldRule
+from .seen_rows import SeenRows, averaging_seen_rows
 from .state import load_state_dict, state_dict
 
 __all__ = [
@@ -54,6 +57,7 @@ __all__ = [
     "DittoRule",
     "Examples",
     "FPLRule",
+    "FedAdamCosine",
     "FedAsync",
     "FedAsyncRule",
     "FedAvgFT",
@@ -83,6 +87,7 @@ __all__ = [
     "FineTune",
     "GGEURClient",
     "GaussianNoise",
+    "KeepLocal",
     "LGFedAvg",
     "LGFedAvgRule",
     "LabelFlip",
@@ -103,11 +108,14 @@ __all__ = [
     "RuleClient",
     "Scaffold",
     "ScaffoldRule",
+    "SeenRows",
     "SignFlip",
     "StrategyError",
     "Upload",
     "attackers",
+    "averaging_seen_rows",
     "load_state_dict",
+    "local_names",
     "state_dict",
     "weighted_cross_entropy",
 ]

@@ -341,8 +341,8 @@ class RuleClient:
         content = RecordDict({"arrays": record(upload.arrays), "metrics": MetricRecord(metrics)})
         for key, extra in upload.extra.items():
             content[key] = record(extra)
-        if type(self.rule) is not LocalRule:
-            content[RULE] = ConfigRecord({"name": type(self.rule).__name__})
+        if self.rule.name != LocalRule.__name__:
+            content[RULE] = ConfigRecord({"name": self.rule.name})
         return Message(content, reply_to=message)
 
     def _tensors(self, arrays: ArrayRecord) -> Params:

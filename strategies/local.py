@@ -163,6 +163,16 @@ class LocalRule:
     parts: ClassVar[int] = 1
     """Into how many parts, at most, the method splits a batch; BatchNorm needs two rows in each."""
 
+    @property
+    def name(self) -> str:
+        """What replies say they were made by, and the server half checks."""
+        return type(self).__name__
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether clients train before they predict; see :meth:`fine_tune`."""
+        return type(self).fine_tune is not LocalRule.fine_tune
+
     def keep(self, received: Params) -> Params:  # noqa: ARG002 - part of the contract
         """Tensors that a client keeps before its first round (zero control variates, say)."""
         return {}

@@ -119,3 +119,33 @@ class Adam:
     def mass(self, steps: Tensor) -> Tensor:  # noqa: ARG002 - part of the contract
         """Raise StrategyError: Adam's way is no weighted sum of gradients."""
         raise StrategyError("the method is derived for SGD and cannot be used with Adam; set optimizer=sgd")
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """An optimiser of gradients that are shortened to a norm, as ``torch.nn.utils.clip_grad_norm_`` does.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        What takes the steps.
+    norm : float
+        Longest that all gradients together may be.
+    """
+
+    optimizer: Optimizer
+    norm: float
+
+    def init(self, params: Params) -> State:
+        """The optimiser's."""
+        return self.optimizer.init(params)
+
+    def step(self, params: Params, grads: Params, state: State, lr: float | Tensor) -> tuple[Params, State]:
+        """One step."""
+        length = torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt()
+        scale = (self.norm / (length + 1e-6)).clamp(max=1)
+        return self.optimizer.step(params, {k: g * scale for k, g in grads.items()}, state, lr)
+
+    def mass(self, steps: Tensor) -> Tensor:
+        """The optimiser's, of gradients as they were shortened."""
+        return self.optimizer.mass(steps)

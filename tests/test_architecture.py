@@ -98,10 +98,16 @@ NEEDED = {
 # Parts of a node that its class is not given, and what the program gives it: as in fedbench/bench.py.
 PARTS = {"strategy": ["rule"], "client": ["model", "task"], "align": ["client"]}
 FRACTIONS = ["val_fraction", "test_fraction"]
-OWN = {"attack": ["share"], "privacy": ["mods"]}  # options for the program itself
+OWN = {
+    "attack": ["share"],
+    "privacy": ["mods"],
+    "client": ["local", "seen_rows"],
+}  # options for the program itself
+FACTS = {"shape", "classes", "horizon", "items", "users", "history", "categories", "popularity", "repeats"}
+FACTS |= {"nodes", "graph"}  # what data sets may tell models and tasks
 GIVEN = {
-    "client.model": {"shape", "classes", "horizon"},
-    "client.task": {"shape", "classes", "horizon"},
+    "client.model": FACTS,
+    "client.task": FACTS,
     "engine": {"app_factory", "sizes", "observer"},
     "privacy": {"num_sampled_clients"},
 }
@@ -128,7 +134,7 @@ def test_every_choice_names_a_class_and_fits_its_signature(group, name):
     config = composed(group, name)
     node = config[group]
     if group == "client":
-        check(node, "client", *PARTS["client"], target="clients.training.Training")
+        check(node, "client", *PARTS["client"], *OWN["client"], target="clients.training.Training")
     elif group == "scenario":
         check(node, "scenario", *FRACTIONS)
         fractions = {key: node[key] for key in FRACTIONS if key in node}
@@ -154,7 +160,7 @@ def test_every_experiment_composes(name):
         for group in ("data", "scenario", "features", "strategy", "align"):
             alone = group == "align" and config.choices.align != "none"
             check(config[group], group, *PARTS.get(group, []), *FRACTIONS, positional=alone)
-        check(config.client, "client", *PARTS["client"], target="clients.training.Training")
+        check(config.client, "client", *PARTS["client"], *OWN["client"], target="clients.training.Training")
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)

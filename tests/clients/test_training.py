@@ -87,6 +87,12 @@ def test_the_rate_may_be_held_before_it_decays():
     assert [training.learning_rate(t) for t in (1, 2, 3, 4)] == [0.1, 0.1, 0.05, 0.025]
 
 
+def test_learning_rate_falls_along_a_half_cosine():
+    training = Training(lr=0.2, lr_cosine=4)
+    want = [0.2, 0.1 + 0.1 * 0.5**0.5, 0.1, 0.1 - 0.1 * 0.5**0.5, 0.0, 0.0]
+    assert [training.learning_rate(t) for t in range(1, 7)] == pytest.approx(want, abs=1e-12)
+
+
 def test_learning_rate_decays_by_round():
     training = Training(lr=0.1, lr_decay=0.5)
     assert [training.learning_rate(t) for t in (1, 2, 3)] == [0.1, 0.05, 0.025]
@@ -104,6 +110,8 @@ def test_optimizers_get_their_options():
         ({"lr": 0.0}, r"^lr: must be above 0, got 0.0$"),
         ({"lr": -1.0}, r"^lr: must be above 0, got -1.0$"),
         ({"lr_decay": 0.0}, r"^lr_decay: must be above 0, got 0.0$"),
+        ({"clip": 0.0}, r"^clip: must be above 0, got 0.0$"),
+        ({"lr_cosine": 9, "lr_decay": 0.5}, r"^lr_cosine: takes the place of lr_decay, got 0.5"),
         ({"batch_size": 0}, r"^batch_size: must be 1 or more, got 0$"),
         ({"epochs": 0}, r"^epochs: must be 1 or more, got 0$"),
         ({"steps": 0}, r"^steps: must be 1 or more, got 0$"),

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from strategies.optim import SGD, Adam
+from strategies.optim import SGD, Adam, Clipped
 
 CASES = [
     (SGD(), torch.optim.SGD, {}),
@@ -97,3 +97,19 @@ def test_a_step_leaves_its_arguments_alone(optimizer):
     optimizer.step(params, grads, state, 0.1)
     assert params["w"].tolist() == grads["w"].tolist() == [1, 1]
     assert all(torch.equal(state[k][n], v) for k, part in before.items() for n, v in part.items())
+
+
+@pytest.mark.parametrize("norm", [0.5, 1e6])
+def test_gradients_are_shortened_as_torch_does(norm):
+    start = {"a": torch.tensor([1.0, -2.0]).double(), "b": torch.tensor([[3.0]]).double()}
+    ours, theirs = dict(start), {k: v.clone().requires_grad_() for k, v in start.items()}
+    clipped, optimizer = Clipped(SGD(momentum=0.9), norm), torch.optim.SGD(theirs.values(), 0.1, momentum=0.9)
+    state = clipped.init(ours)
+    for _ in range(4):
+        ours, state = clipped.step(ours, {k: 2 * v for k, v in ours.items()}, state, 0.1)
+        optimizer.zero_grad()
+        sum((v**2).sum() for v in theirs.values()).backward()
+        torch.nn.utils.clip_grad_norm_(theirs.values(), norm)
+        optimizer.step()
+    for k, v in ours.items():
+        torch.testing.assert_close(v, theirs[k].detach(), rtol=0, atol=1e-12)
