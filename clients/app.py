@@ -124,7 +124,11 @@ class _Node:
     def batch(self, arrays: Arrays, rows: Rows) -> Batch:
         data = self.spec.task.gather(arrays, rows)
         data["weight"] = torch.ones(len(next(iter(data.values()))))
-        return {k: v.to(self.client.model.device) for k, v in data.items()}
+        return self.on_device(data)
+
+    def on_device(self, batch: Batch) -> Batch:
+        """The batch where the model computes."""
+        return {k: v.to(self.client.model.device) for k, v in batch.items()}
 
     @timed(LOAD)
     def examples(self, node: int) -> Examples:
@@ -156,6 +160,10 @@ class _Node:
             plans.append(plan)
         reported = [self.reported(len(spec.splits[node].train)) for node in nodes]
         data = self.rows_of(held)
+        if spec.task.draws:
+            for i, node in enumerate(nodes):
+                with self.seeded("examples", *now, node):
+                    data[i] = self.on_device(spec.task.drawn(data[i], spec.arrays))
         if spec.training.augment != "none":
             for node, batch in zip(nodes, data, strict=True):
                 with self.seeded("augment", *now, node):

@@ -159,7 +159,7 @@ class Training:
 
 
 def evaluate(
-    task: Task, predict: Callable[[Batch], Tensor], data: Batch, batch_size: int = 1024
+    task: Task, predict: Callable[[Batch], Tensor], data: Batch, batch_size: int | None = None
 ) -> dict[str, float]:
     """Summed metrics of a model over rows; the sums add up exactly over clients.
 
@@ -171,10 +171,11 @@ def evaluate(
         ``predict(batch) -> output``, in evaluation mode.
     data : dict of Tensor
         Rows with ``weight``.
-    batch_size : int
-        Rows a forward pass.
+    batch_size : int, optional
+        Rows a forward pass; as many as suit the task by default.
     """
     rows = len(data["weight"])
+    batch_size = batch_size or task.rows_at_once
     sums = dict.fromkeys(task.sums, 0.0)
     with torch.no_grad():
         for start in range(0, rows, batch_size):

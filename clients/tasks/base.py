@@ -33,6 +33,17 @@ class Task(ABC):
     """Direction of the headline."""
     references: ClassVar[tuple[str, ...]] = ()
     """Predictors without training, whose headline :meth:`scores` may have as ``{name}_{headline}``."""
+    rows_at_once: int = 1024
+    """Rows of a forward pass of an evaluation."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether training examples have random parts, which :meth:`drawn` draws anew in each round."""
+        return False
+
+    def drawn(self, batch: Batch, arrays: Arrays) -> Batch:  # noqa: ARG002 - part of the contract
+        """The batch with its random parts, from torch's global generator."""
+        return batch
 
     @abstractmethod
     def gather(self, arrays: Arrays, rows: Rows) -> Batch:
@@ -43,11 +54,11 @@ class Task(ABC):
         """Positional arguments of the model's ``forward``."""
 
     @abstractmethod
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+    def loss(self, output: Any, batch: Batch) -> Tensor:
         """Weighted mean loss, a scalar."""
 
     @abstractmethod
-    def metrics(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def metrics(self, output: Any, batch: Batch) -> dict[str, Tensor]:
         """Sums over the batch that add up exactly over batches and clients."""
 
     @abstractmethod
