@@ -41,7 +41,8 @@ class Recommendation(Task):
     popularity : ndarray, shape (domains, V + 1)
         How often each item is in training events of each domain.
     repeats : bool
-        Whether items that a user had already are recommended; otherwise they rank behind all others.
+        Whether items that a user had already are recommended; otherwise those in the history, and those in
+        any training event of the user, rank behind all others.
     cutoffs : sequence of int
         Lengths of the lists that ``hit``, ``recall`` and ``ndcg`` look at.
     negatives : int
@@ -106,7 +107,8 @@ class Recommendation(Task):
             ``hist`` (rows, H), ids, oldest first, padded with 0 on the left; ``times`` (rows, H), float64;
             ``target`` (rows, T), ids, padded with 0 on the right, T at least 1; ``query_time`` (rows,), when
             the first target came; ``user``, ``person``, ``market`` (rows,): the user's number among the
-            client's users and among all, and the domain.
+            client's users and among all, and the domain. Where items are not recommended again, ``had``
+            (rows, any), ids of the user's training events, each once, padded with 0.
         """
         start, end, until = (arrays[name][rows] for name in ("start", "end", "until"))
         item, time = arrays["item"], arrays["time"]
@@ -123,6 +125,11 @@ class Recommendation(Task):
             "query_time": time[np.where(until > end, end, end - 1)],
             **{name: arrays[name][rows] for name in ("user", "person", "market")},
         }
+        if not self.repeats:
+            first, beyond = arrays["taken_from"][batch["person"]], arrays["taken_from"][batch["person"] + 1]
+            places = first[:, None] + np.arange(max(1, int((beyond - first).max(initial=0))))
+            held = places < beyond[:, None]
+            batch["had"] = np.where(held, arrays["taken"][np.where(held, places, 0)], 0)
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
     def drawn(self, batch: Batch, arrays: Arrays) -> Batch:
@@ -193,7 +200,9 @@ class Recommendation(Task):
         """
         own = scores.gather(1, target)
         if not self.repeats:
-            scores = scores.scatter(1, batch["hist"], -math.inf).scatter(1, target, own)
+            for past in (batch["hist"], batch["had"]):
+                scores = scores.scatter(1, past, -math.inf)
+            scores = scores.scatter(1, target, own)
         ordered = scores[:, 1:].sort(-1).values
         below, not_above = (torch.searchsorted(ordered, own, right=right) for right in (False, True))
         ranks = (self.items - not_above) + (not_above - below - 1).to(scores.dtype) / 2

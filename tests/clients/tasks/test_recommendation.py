@@ -137,13 +137,15 @@ def test_what_was_had_before_ranks_last_unless_it_is_the_target():
         "person": np.array([0]),
         "item": np.array([1, 2, 3, 4, 5, 4], np.int32),
         "time": np.arange(6.0),
+        "taken": np.array([1, 2, 3, 4, 9]),  # 9 was too long ago for the history
+        "taken_from": np.array([0, 5]),
     }
     scores = -torch.arange(V + 1.0)[None]  # item 1 is best, then 2, ...
     again = measured(scores, arrays, np.array([0]), repeats=True)
     anew = measured(scores, arrays, np.array([0]), repeats=False)
     assert again["mrr"] == pytest.approx(1 / 4)  # 4 is fourth
     assert anew["mrr"] == pytest.approx(1)  # 1, 2 and 3 are out
-    in_play = V - 3
+    in_play = V - 4
     assert anew["gauc"] == pytest.approx(np.mean([1 - 0.5 / in_play, 1 - 1.5 / in_play]))
     assert "own_frequency_recall@20" in again
     assert "own_frequency_recall@20" not in anew
