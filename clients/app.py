@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import nn
+from torch import Tensor, nn
 
+from strategies.arrays import record
 from strategies.asynchronous import AGAIN
 from strategies.attacks import Attack
 from strategies.client import Answered, Job, RuleClient
@@ -27,6 +28,7 @@ from strategies.timing import LOAD, timed
 from .augment import augment
 from .errors import ClientError
 from .tasks.base import Arrays, Rows, Task
+from .tasks.forecasting import FORECAST, Forecasting
 from .training import Plan, Training, evaluate
 
 _CPU_WIDTH, _CPU_BYTES = 32, 7 << 18
@@ -245,10 +247,9 @@ class _Node:
             corrupt=self.corrupting(attack, *now, node) if attack else None,
         )
 
-    def evaluate(self, message: Message, context: Context) -> Message:
-        """Answer an evaluation message: summed metrics on validation and test rows."""
+    def predictor(self, message: Message, context: Context) -> Callable[[Batch], Tensor]:
+        """The function ``batch -> output`` with which a client predicts what an evaluation asks for."""
         spec, node, now = self.spec, partition_of(context), round_of(message)
-        split = spec.splits[node]
         # Only what fine-tunes before it predicts has use for the training rows here.
         data = self.training_data(node, context)[0] if spec.rule.fine_tunes else {}
 
@@ -257,7 +258,7 @@ class _Node:
             return self.plan(training, len(data["weight"]), "fine-tune", now, node)
 
         with self.seeded("fine-tune dropout", now, node):
-            predict = self.client.predictor(
+            return self.client.predictor(
                 message,
                 context,
                 data,
@@ -265,11 +266,33 @@ class _Node:
                 spec.training.learning_rate(now),
                 self.generator("rule", now, node),
             )
+
+    def evaluate(self, message: Message, context: Context) -> Message:
+        """Answer an evaluation message: summed metrics on validation and test rows."""
+        spec = self.spec
+        split, predict = spec.splits[partition_of(context)], self.predictor(message, context)
         metrics: dict[str, Any] = {"num-examples": max(len(split.val) + len(split.test), 1)}
         for name, rows in (("val", split.val), ("test", split.test), *self.by_domain(split.test)):
             sums = evaluate(spec.task, predict, self.batch(spec.arrays, rows))
             metrics |= {f"{name}_{key}": value for key, value in sums.items()}
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+    def forecasting(self, task: Forecasting) -> Callable[[Message, Context], Message]:
+        """A query handler that forecasts a window of the client's test rows, as it does in an evaluation.
+
+        The message has an evaluation's content. The reply shows values as they are: it is for the pictures
+        of an experiment, whose server has all data anyway.
+        """
+
+        def answer(message: Message, context: Context) -> Message:
+            predict, rows = self.predictor(message, context), self.spec.splits[partition_of(context)].test
+            window, repeated = task.typical(
+                lambda batch: predict(self.on_device(batch)).cpu(), self.spec.arrays, rows
+            )
+            content = RecordDict({"window": record(window), "repeated": record(repeated)})
+            return Message(content, reply_to=message)
+
+        return answer
 
     def by_domain(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, npt.NDArray[np.int64]]]:
         """Rows of each domain, where clients predict with models of their own."""
@@ -367,7 +390,7 @@ class NodeApp(ClientApp):
 
 
 def make_client_app(spec: ClientSpec) -> NodeApp:
-    """A ClientApp with train, evaluate and the data rule's query actions.
+    """A ClientApp with train, evaluate and the query actions of the data rule, the rule and the task.
 
     It runs in fedbench's engines and under ``flwr run`` alike: all it asks of a context is
     ``node_config["partition-id"]`` and a ``state`` that lasts between rounds.
@@ -380,4 +403,6 @@ def make_client_app(spec: ClientSpec) -> NodeApp:
         app.query(name)(node.answering(action))
     for name in spec.rule.queries():
         app.query(name)(node.querying(name))
+    if isinstance(spec.task, Forecasting):
+        app.query(FORECAST)(node.forecasting(spec.task))
     return app

@@ -21,9 +21,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from clients.tasks.forecasting import Forecasting
+from clients.tasks.forecasting import FORECAST, Forecasting
 from clients.training import evaluate
-from strategies.arrays import record, tensors_of
+from strategies.arrays import numpy_of, record, tensors_of
 from strategies.errors import StrategyError
 from strategies.functional import Params, Stateless
 from strategies.seeding import generator, torch_seed
@@ -32,12 +32,12 @@ from strategies.timing import BROADCAST, part, timed
 
 from .bench import Bench, build
 from .config.compose import as_yaml, settings
-from .engine.grid import EngineGrid, Exchange
+from .engine.grid import FIRST_NODE_ID, EngineGrid, Exchange
 from .engine.profile import AGGREGATE, EVALUATE, OTHER, Profile, active, profiling
 from .engine.system import LOSSES, SystemGrid
 from .engine.worker import CLIENT_LOST, settle_process
 from .errors import RunFailed, UserError
-from .report.forecast_picture import forecast_picture, typical_forecast
+from .report.forecast_picture import Forecast, forecast_picture
 from .report.profile_picture import profile_picture
 from .report.profile_table import markdown, write_csv
 from .report.split_picture import split_picture
@@ -133,8 +133,8 @@ class Run:
                                 if self._round % max(self.config.rounds // 10, 1) == 0:
                                     self._checkpoint(arrays, grid)
                                 progress.update(bar, advance=1, note=self._note())
-            status = "completed"
-            self._forecasts(arrays)
+                status = "completed"
+                self._forecasts(grid, arrays)
         except StrategyError as error:
             self._settle([])  # where clients failed, their own errors say why
             raise RunFailed(str(error)) from error
@@ -440,27 +440,39 @@ class Run:
         clients = {int(k): to_records(v) for k, v in state["clients"].items()}
         self._restored = arrays, clients, state.get("engine", {})
 
-    def _forecasts(self, arrays: ArrayRecord) -> None:
-        """Draw what the global model forecasts for the best, the middling and the worst client."""
-        scores = self.history[-1]["clients"] if self.history and not self.personal else {}
+    def _forecasts(self, grid: EngineGrid, arrays: ArrayRecord) -> None:
+        """Draw what the best, the middling and the worst client forecast with what they were tested with."""
+        scores = self.history[-1]["clients"] if self.history else {}
         if not isinstance(self.task, Forecasting) or not scores:
             return
         ranked = sorted(scores, key=lambda node: float(scores[node]))
-        named = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
-        predict = partial(self.model.frozen, self.model.to_device(tensors_of(arrays)))
-        splits, domains = self.bench.federation.clients, self.bench.federation.domains
-        forecasts = [
-            typical_forecast(
-                self.task,
-                lambda batch: predict(self.model.to_device(batch)).cpu(),
-                self.bench.spec.arrays,
-                splits[int(node)].test,
-                f"{which}: client {node} ({domains[int(node)]}), MSE {scores[node]:.3f} of scaled values",
-            )
-            for which, node in list(named.items())[: len(ranked)]
-        ]
-        title = f"{self.bench.label}: forecasts of middling error after round {self._round}"
-        forecast_picture(forecasts, self.directory.path / "forecasts.png", title)
+        named = {ranked[len(ranked) // 2]: "median", ranked[-1]: "worst", ranked[0]: "best"}
+        self._seed_flower("evaluate")
+        with self._evaluating(grid):  # the messages of the last evaluation once more
+            asked = self.bench.strategy.configure_evaluate(self._round, arrays, ConfigRecord(), grid)
+        grid.observer = None  # what is drawn is no part of the method, and so in no book
+        ids = {FIRST_NODE_ID + int(node): node for node in named}
+        replies = grid.send_and_receive(
+            Message(m.content, m.metadata.dst_node_id, f"query.{FORECAST}")
+            for m in asked
+            if m.metadata.dst_node_id in ids
+        )
+        forecasts = {}
+        for reply in replies:
+            node = ids[reply.metadata.src_node_id]
+            if reply.has_error():
+                log.warning("client %s gave no forecast to draw:\n%s", node, reply.error.reason)
+                continue
+            records = {key: numpy_of(found) for key, found in reply.content.array_records.items()}
+            domain, score = self.bench.federation.domains[int(node)], scores[node]
+            title = f"{named[node]}: client {node} ({domain}), MSE {score:.3f} of scaled values"
+            forecasts[node] = Forecast(title, **records["window"], repeated=records["repeated"])
+        if not forecasts:
+            return
+        whose = "clients' own models, " if self.personal else ""
+        title = f"{self.bench.label}: {whose}forecasts of middling error after round {self._round}"
+        shown = [forecasts[node] for node in ranked if node in forecasts]
+        forecast_picture(shown, self.directory.path / "forecasts.png", title)
 
     def _write_profile(self, profile: Profile) -> None:
         """Where the time of the rounds that were completed went."""

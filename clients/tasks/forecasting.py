@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,6 +15,11 @@ from strategies.functional import Batch, weighted_mean
 
 from .base import Arrays, Rows, Task
 
+FORECAST = "forecast"
+"""Name of the query that asks a client for a forecast to show."""
+
+_LOOKED_AT = 500
+"""Windows among which the one of middling error is chosen."""
 _ERRORS = ("mse", "mae", "mse_units", "mae_units")
 
 
@@ -108,6 +114,46 @@ class Forecasting(Task):
         """The forecast that the last ``season`` steps repeat; shape (rows, horizon, series)."""
         last = past[:, past.shape[1] - season :]
         return last[:, torch.arange(self.horizon, device=past.device) % season]
+
+    def typical(
+        self, predict: Callable[[Batch], Tensor], arrays: Arrays, rows: npt.NDArray[np.int64]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The window whose squared error is the median, in the target's own units.
+
+        Parameters
+        ----------
+        predict : callable
+            ``predict(batch) -> output``, on the CPU as the batch is.
+        arrays : mapping of ndarray
+            The data set's.
+        rows : ndarray of int64
+            Windows, at least one; of many, some hundred spread evenly are looked at.
+
+        Returns
+        -------
+        window : dict of Tensor
+            ``past`` (seq_len,), ``truth`` and ``forecast`` (horizon,).
+        repeated : dict of Tensor
+            The forecast that each season repeats (horizon,), by the season's name.
+        """
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).astype(int)]
+        batch = self.gather(arrays, rows)
+        with torch.no_grad():
+            output = predict(batch)[..., -1]
+        errors = ((output - batch["future"][..., -1]) ** 2).mean(dim=1)
+        window = int(errors.argsort()[len(errors) // 2])
+        mean = torch.from_numpy(arrays["mean"][arrays["scaler"][rows[window]], -1:])
+
+        def own_units(scaled: Tensor) -> Tensor:
+            return scaled[window] * batch["unit"][window, -1] + mean
+
+        past, future = batch["x"], batch["future"]
+        repeated = {name: self.repeated(past, season)[..., -1] for name, season in self.seasons.items()}
+        shown = {"past": past[..., -1], "truth": future[..., -1], "forecast": output}
+        return (
+            {name: own_units(values) for name, values in shown.items()},
+            {name: own_units(values) for name, values in repeated.items()},
+        )
 
     def _target(self, output: Tensor, batch: Batch) -> Tensor:
         return batch["future"][..., -output.shape[-1] :]

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-
-from clients.tasks.base import Arrays
-from clients.tasks.forecasting import Forecasting
 
 from .split_picture import COLOURS
 
 Values = npt.NDArray[np.float32]
-_LOOKED_AT = 500
-"""Windows of a client among which the one of middling error is chosen."""
 _SHOWN = 2
 """Horizons of history that are drawn."""
 
@@ -34,7 +27,7 @@ class Forecast:
         Whose it is.
     past : ndarray, shape (seq_len,)
     truth, forecast : ndarray, shape (horizon,)
-    repeated : dict of ndarray, shape (horizon,)
+    repeated : mapping of ndarray, shape (horizon,)
         Forecasts that need no training, by name.
     """
 
@@ -42,51 +35,7 @@ class Forecast:
     past: Values
     truth: Values
     forecast: Values
-    repeated: dict[str, Values]
-
-
-def typical_forecast(
-    task: Forecasting,
-    predict: Callable[[dict[str, Tensor]], Tensor],
-    arrays: Arrays,
-    rows: npt.NDArray[np.int64],
-    title: str,
-) -> Forecast:
-    """The forecast whose squared error is the median of a client's.
-
-    Parameters
-    ----------
-    task : Forecasting
-        What windows mean.
-    predict : callable
-        ``predict(batch) -> output``.
-    arrays : mapping of ndarray
-        The data set's.
-    rows : ndarray of int64
-        Test windows of the client; of many, some hundred spread evenly.
-    title : str
-        Whose they are.
-    """
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).astype(int)]
-    with torch.no_grad():
-        batch = task.gather(arrays, rows)
-        output = predict(batch)[..., -1]
-        errors = ((output - batch["future"][..., -1]) ** 2).mean(dim=1)
-        window = int(errors.argsort()[len(errors) // 2])
-        repeated = {name: task.repeated(batch["x"], season) for name, season in task.seasons.items()}
-    unit = batch["unit"][window, -1]
-    mean = torch.from_numpy(arrays["mean"][arrays["scaler"][rows[window]], -1:])
-
-    def own_units(values: Tensor) -> Values:
-        return (values * unit + mean).numpy()
-
-    return Forecast(
-        title,
-        own_units(batch["x"][window, :, -1]),
-        own_units(batch["future"][window, :, -1]),
-        own_units(output[window]),
-        {name: own_units(values[window, :, -1]) for name, values in repeated.items()},
-    )
+    repeated: Mapping[str, Values]
 
 
 def forecast_picture(forecasts: Sequence[Forecast], path: str | Path, title: str) -> None:

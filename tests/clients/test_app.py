@@ -11,6 +11,7 @@ from clients.app import ClientSpec, make_client_app
 from clients.errors import ClientError
 from clients.models.mlp import MLP
 from clients.tasks.classification import Classification
+from clients.tasks.forecasting import Forecasting
 from clients.training import Training, evaluate
 from fedbench.engine.grid import identify_as_server
 from strategies import (
@@ -25,6 +26,7 @@ from strategies import (
     StrategyError,
     Upload,
 )
+from strategies.arrays import numpy_of
 from strategies.client import record, train_client
 from strategies.functional import Stateless
 from strategies.seeding import generator
@@ -390,6 +392,50 @@ def test_a_client_predicts_with_its_own_part_of_the_model_and_the_averaged_rest(
     # A client that joins late has its own part as its module was made.
     initial = ArrayRecord({k: averaged.get(k, v) for k, v in clients.initial.items()})
     assert clients.evaluate(0, ArrayRecord(averaged)) == plain.evaluate(0, initial)
+
+
+class Forecaster(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, past, marks):
+        return self.head(past[..., -1]).unsqueeze(-1) + 0 * marks[:, :2]
+
+
+@pytest.mark.parametrize("rule", [LocalRule, LocalOnlyRule, FedAvgFTRule])
+def test_a_forecast_to_show_is_of_the_model_that_is_tested(rule):
+    rng, steps = np.random.default_rng(0), 70
+    arrays = {
+        "start": np.arange(57),
+        "scaler": np.zeros(57, dtype=int),
+        "series": rng.normal(5, 2, (steps, 2)).astype(np.float32),
+        "marks": np.zeros((steps, 1), dtype=np.float32),
+        "mean": np.array([[1.0, 5.0]], dtype=np.float32),
+        "std": np.array([[1.0, 2.0]], dtype=np.float32),
+    }
+    given = spec(model=Forecaster, rule=rule())
+    wanted = replace(given, arrays=arrays, task=Forecasting((6, 2), 2, day=4, week=6))
+    one_window = replace(wanted, splits=[Rows(s.train, s.val, s.test[:1]) for s in SPLITS])
+    clients = Clients(one_window)
+    clients.train(1)
+    kept = {key: raw(held) for key, held in clients.states[1].array_records.items()}
+    content = RecordDict({"arrays": clients.initial, "config": ConfigRecord({"fine-tune-epochs": 2})})
+    reply = clients.ask(1, "query.forecast", content).content
+    window, repeated = (numpy_of(reply.array_records[key]) for key in ("window", "repeated"))
+    target, start = arrays["series"][:, 1], SPLITS[1].test[0]
+    np.testing.assert_allclose(window["past"], target[start : start + 6], rtol=1e-5)
+    np.testing.assert_allclose(window["truth"], target[start + 6 : start + 8], rtol=1e-5)
+    assert set(repeated) == {"last_day", "last_week"}
+    # The window is the only one that is tested, so its error is the client's.
+    scores = clients.evaluate(1, **{"fine-tune-epochs": 2})
+    assert scores["test_mse_units"] == pytest.approx(np.mean((window["forecast"] - window["truth"]) ** 2))
+    model = Stateless(Forecaster(), wanted.task.inputs)
+    with torch.no_grad():
+        plain = model.frozen(model.initial(), wanted.task.gather(arrays, SPLITS[1].test[:1]))[0, :, -1]
+    assert np.allclose(window["forecast"], plain * 2 + 5, rtol=1e-4) == (rule is LocalRule)
+    assert kept == {key: raw(held) for key, held in clients.states[1].array_records.items()}
 
 
 # --- data rules ----------------------------------------------------------------------------------

@@ -12,12 +12,14 @@ import pytest
 import ray
 
 import fedbench.bench
+import fedbench.run
 from clients.app import make_client_app
 from fedbench.cli import main
 from fedbench.config.compose import plan
 from fedbench.engine.grid import FIRST_NODE_ID
 from fedbench.engine.ray import RayGrid
 from fedbench.errors import RunFailed
+from fedbench.report.forecast_picture import forecast_picture
 from fedbench.results.run_dir import load_weights, weights_digest
 from fedbench.run import run
 
@@ -337,6 +339,68 @@ def test_a_finished_run_leaves_its_files_and_no_others(serial):
     assert "round 3/3 accuracy" in (path / "log.txt").read_text()
     last = sorted((path / "checkpoint").glob("*.safetensors"))[-1]
     assert weights_digest(load_weights(last)) == summary["weights_sha256"]
+
+
+# --- forecasts that are drawn -----------------------------------------------------------------------
+
+SERIES = [
+    "data=markets", "data.markets=4", "data.hours=400", "client=timexer", "client.model.d_model=8",
+    "client.model.d_ff=8", "client.steps=2", "client.batch_size=16", "scenario=domain_skew", "rounds=1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """Runs on series; gives summary, directory, and what was drawn under which title."""
+    pictures = []
+
+    def keep(forecasts, path, title):
+        forecast_picture(forecasts, path, title)
+        pictures.append((title, forecasts))
+
+    monkeypatch.setattr(fedbench.run, "forecast_picture", keep)
+
+    def result(*words):
+        path = tmp_path / str(len(pictures))
+        summary = run(plan([*SERIES, *words])[0], path)
+        return summary, path, *pictures[-1]
+
+    return result
+
+
+@pytest.mark.parametrize(
+    "words", [["fedavg"], ["local_only", "eval_clients=4"], ["fedavg_ft", "system=cross_silo"]]
+)
+def test_forecasts_of_three_clients_are_drawn_and_in_no_book(drawn, words):
+    summary, path, title, forecasts = drawn("engine=serial", f"strategy={words[0]}", *words[1:])
+    assert summary["status"] == "completed"
+    assert summary["personal"] == ("clients' own models" in title) == (words[0] != "fedavg")
+    scores = summary["final"]["clients"]
+    best, _, median, worst = sorted(scores, key=scores.get)
+    assert [f.title for f in forecasts] == [
+        f"{which}: client {node} (market_{node}), MSE {scores[node]:.3f} of scaled values"
+        for which, node in (("best", best), ("median", median), ("worst", worst))
+    ]
+    assert (path / "forecasts.png").is_file()
+    assert set(summary["bytes"]) == {row["phase"] for row in rows_of(path)} == {"train", "evaluate"}
+
+
+@on_ray
+def test_a_client_that_cannot_show_its_forecast_is_left_out_of_the_picture(drawn, trouble):
+    summary, _, _, expected = drawn("engine=serial", "strategy=local_only")
+    worst = max(summary["final"]["clients"], key=summary["final"]["clients"].get)
+
+    def hides(phase, server_round, node):
+        if phase == "query.forecast" and node == int(worst):
+            raise LookupError("nothing to see here")
+
+    trouble(hides)
+    again, path, _, forecasts = drawn("engine=ray", "engine.workers=2", "strategy=local_only")
+    assert lasting(again) == lasting(summary)
+    assert "LookupError: nothing to see here" in (path / "log.txt").read_text()
+    assert [f.title for f in forecasts] == [f.title for f in expected[:2]]
+    for got, want in zip(forecasts, expected, strict=False):
+        np.testing.assert_array_equal(got.forecast, want.forecast)
 
 
 # --- clients that fail -------------------------------------------------------------------------------

@@ -118,3 +118,27 @@ def test_seasons_longer_than_the_past_are_left_out():
 def test_seasons_of_no_steps_are_refused():
     with pytest.raises(ClientError, match="week: must be 1 step or more, got 0"):
         Forecasting((S, N), T, week=0)
+
+
+def test_the_window_of_middling_error_is_shown_in_the_targets_own_units():
+    rng, windows = np.random.default_rng(0), 40
+    arrays = {
+        "start": np.arange(windows),
+        "scaler": np.zeros(windows, dtype=int),
+        "series": rng.normal(50, 9, (windows + S + T, 2)).astype(np.float32),
+        "marks": np.zeros((windows + S + T, 1), dtype=np.float32),
+        "mean": np.array([[0.0, 50.0]], dtype=np.float32),
+        "std": np.array([[1.0, 9.0]], dtype=np.float32),
+    }
+    rows = np.arange(1, windows, 3)
+    task = Forecasting((S, 2), T, day=4, week=12)
+    shown, repeated = task.typical(lambda batch: torch.zeros(len(batch["x"]), T, 1), arrays, rows)
+    target = arrays["series"][:, 1]
+    errors = {row: np.mean((target[row + S : row + S + T] - 50) ** 2) for row in rows}
+    middling = sorted(errors, key=errors.get)[len(rows) // 2]
+    np.testing.assert_allclose(shown["past"], target[middling : middling + S], rtol=1e-5)
+    np.testing.assert_allclose(shown["truth"], target[middling + S : middling + S + T], rtol=1e-5)
+    np.testing.assert_allclose(shown["forecast"], 50)
+    last_day = [float(shown["past"][S - 4 + t % 4]) for t in range(T)]
+    np.testing.assert_allclose(repeated["last_day"], last_day, rtol=1e-5)
+    np.testing.assert_allclose(repeated["last_week"], shown["past"][:T], rtol=1e-5)
