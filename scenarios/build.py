@@ -73,7 +73,8 @@ def build_federation(
         held_out = _hold_out(dataset, cells, test_fraction, hold_out_rng)
     else:
         held_out = np.unique(dataset.test).astype(np.int64)
-    free = np.ones(len(dataset), dtype=bool)
+    free = np.zeros(len(dataset), dtype=bool)
+    free[_trainable(dataset)] = True
     free[held_out] = False
     if dataset.val is not None:
         free[dataset.val] = False
@@ -86,8 +87,8 @@ def build_federation(
     if dataset.val is None:
         train, val = _set_aside(held.parts, val_fraction, val_rng)
     else:
-        train, val = held.parts, _dealt(dataset, held.parts, np.unique(dataset.val), cells, val_rng)
-    test = _dealt(dataset, held.parts, held_out, cells, deal_rng)
+        train, val = held.parts, _dealt(dataset, held, np.unique(dataset.val), cells, val_rng)
+    test = _dealt(dataset, held, held_out, cells, deal_rng)
     of_domain = group_rows(held_out, dataset.domain[held_out])
     named = {name: of_domain.get(index, held_out[:0]) for index, name in enumerate(dataset.domains)}
     clients = ClientSplits(train, val, test, held.domain)
@@ -99,10 +100,16 @@ def _check_fraction(field: str, value: Any) -> None:
         raise ValueError(f"{field}: not a share, got {value!r}; use a number from 0 to below 1")
 
 
+def _trainable(dataset: Dataset) -> Rows:
+    """Rows that may be trained on or held out."""
+    return np.arange(len(dataset), dtype=np.int64) if dataset.train is None else np.unique(dataset.train)
+
+
 def _hold_out(dataset: Dataset, cells: Rows, fraction: float, rng: np.random.Generator) -> Rows:
     """Random share of every domain, divided over its classes by their size."""
     chosen = []
-    for rows in group_rows(np.arange(len(dataset), dtype=np.int64), dataset.domain).values():
+    trainable = _trainable(dataset)
+    for rows in group_rows(trainable, dataset.domain[trainable]).values():
         classes = list(group_rows(rows, cells[rows]).values())
         sizes = largest_remainder(
             np.array([len(of_class) for of_class in classes]), portion(fraction, len(rows)), rng
@@ -126,8 +133,14 @@ def _split(dataset: Dataset, skew: Skew, pool: Rows, rng: np.random.Generator) -
     return replace(held, parts=Parts.gather(pool[taken], owner[taken], len(held)))
 
 
-def _dealt(dataset: Dataset, held: Parts, held_out: Rows, cells: Rows, rng: np.random.Generator) -> Parts:
+def _dealt(
+    dataset: Dataset, holdings: Holdings, held_out: Rows, cells: Rows, rng: np.random.Generator
+) -> Parts:
     """Held-out rows of every client: those of its own units, and a share of the units that nobody holds."""
+    held = holdings.parts
+    if holdings.owner is not None:
+        owner = holdings.owner[held_out]
+        return Parts.gather(held_out[owner >= 0], owner[owner >= 0], len(held))
     if dataset.unit is None:
         return _deal(held, held_out, cells, rng)
     owner = np.full(int(dataset.unit.max(initial=0)) + 1, -1)

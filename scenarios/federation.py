@@ -79,6 +79,9 @@ class Dataset:
         never divided: who trains on some of them is tested on the others. ``None`` where rows are their own.
     notes : dict of float
         What a summary says of the data as clients hold them, such as the edges that no client has.
+    train : ndarray of int64 or None
+        Rows that may be trained on, and held out where there is no official test split; ``None`` where all
+        may that are not held out. Rows in none of the three splits are there for others to refer to.
     """
 
     name: str
@@ -91,6 +94,7 @@ class Dataset:
     shared: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     unit: Rows | None = None
     notes: dict[str, float] = field(default_factory=dict)
+    train: Rows | None = None
 
     def __post_init__(self) -> None:
         units = {} if self.unit is None else {"unit": self.unit}

@@ -104,7 +104,7 @@ OWN = {
     "client": ["local", "seen_rows"],
 }  # options for the program itself
 FACTS = {"shape", "classes", "horizon", "items", "users", "history", "categories", "popularity", "repeats"}
-FACTS |= {"nodes", "graph"}  # what data sets may tell models and tasks
+FACTS |= {"graph"}  # what data sets may tell models and tasks
 GIVEN = {
     "client.model": FACTS,
     "client.task": FACTS,

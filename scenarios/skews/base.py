@@ -33,10 +33,14 @@ class Holdings(View[ClientRows]):
         Training rows of each client, sorted.
     domain : ndarray of int64, shape (clients,)
         Index of each client's domain, or -1 where it mixes domains.
+    owner : ndarray of int64, shape (rows,), or None
+        Client of every row of the data, -1 for nobody's, where the skew also says who is tested on which
+        rows; ``None`` where held-out rows are dealt by domain and class.
     """
 
     parts: Parts
     domain: Rows
+    owner: Rows | None = None
 
     @classmethod
     def of(cls, clients: Sequence[ClientRows]) -> Holdings:
