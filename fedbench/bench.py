@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from flwr.serverapp.strategy import Bulyan, FedAvg, FedTrimmedAvg, MultiKrum, Strategy
+from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, MultiKrum, Strategy
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -28,6 +28,7 @@ from strategies.functional import Stateless
 from strategies.keep_local import KeepLocal, local_names
 from strategies.local import LocalRule
 from strategies.method import Method, may_merge
+from strategies.pooling import Pooling, pooled
 from strategies.seeding import torch_seed
 from strategies.seen_rows import SeenRows, averaging_seen_rows
 
@@ -131,7 +132,11 @@ def build(config: DictConfig) -> Bench:
     engine, by_row = config.engine, bool(config.client.seen_rows)
     if by_row:
         strategy = averaging_seen_rows(strategy)
-    if engine.get("partial_sums") and (by_row or not may_merge(_unaligned(config, strategy))):
+    pooling: Pooling | None = getattr(spec.model(), "pooling", None)
+    if pooling is not None:
+        bounded = bool(config.privacy.get("_target_")) or isinstance(method, _BOUNDED)
+        strategy = pooled(strategy, replace(pooling, moments={}) if bounded else pooling)
+    if engine.get("partial_sums") and (by_row or pooling or not may_merge(_unaligned(config, strategy))):
         engine = OmegaConf.merge(engine, {"partial_sums": False})
 
     def make_grid(observer: Observer) -> EngineGrid:
@@ -457,6 +462,8 @@ def _check_robust(config: DictConfig, strategy: Strategy, clients: int) -> None:
         )
 
 
+_BOUNDED = (MultiKrum, Bulyan, FedTrimmedAvg, FedMedian)
+"""Strategies, beside those with privacy, in which a single reply must not have a say in others."""
 _DOORS = ("prepare", "extra", "combine", "finish")
 """Where a method does more than average; Flower's privacy wrappers hide the first and the last."""
 

@@ -224,13 +224,13 @@ class Method(FedAvg):
         if not reply.has_content():
             return reply
         content = reply.content
-        return _with_content(
+        return with_content(
             reply,
             {self.arrayrecord_key: content[self.arrayrecord_key], **content.metric_records},
         )
 
 
-def _with_content(reply: Message, records: Mapping[str, Any]) -> Message:
+def with_content(reply: Message, records: Mapping[str, Any]) -> Message:
     """A reply with other records, which leaves the one given as it is."""
     shell = copy.copy(reply)
     shell.content = RecordDict(dict(records))
@@ -242,6 +242,6 @@ def _with_metrics(reply: Message, keys: set[str]) -> Message:
     if not reply.has_content():
         return reply
     metrics = reply.content.metric_records.items()
-    return _with_content(
+    return with_content(
         reply, {name: MetricRecord({k: v for k, v in m.items() if k in keys}) for name, m in metrics}
     )

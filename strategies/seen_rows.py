@@ -7,13 +7,12 @@ over the clients that touched it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from .arrays import numpy_of, record
 from .errors import StrategyError
 from .functional import Batch, Params
 from .local import LocalRule, Round, Upload
+from .method import with_content
 from .wrapped import WrappedRule
 
 SEEN = "seen-rows"
@@ -117,11 +117,7 @@ def _filled(replies: Sequence[Message]) -> list[Message]:
         mean = (total / np.maximum(weight, 1e-300)).astype(arrays[0][table].dtype)
         for own, saw in zip(arrays, seen, strict=True):
             own[table] = np.where(saw | (weight == 0), own[table], mean)
-    return [_with(r, own) for r, own in zip(replies, arrays, strict=True)]
-
-
-def _with(reply: Message, arrays: Mapping[str, Any]) -> Message:
-    content = {k: v for k, v in reply.content.items() if k != SEEN} | {"arrays": record(arrays)}
-    shell = copy.copy(reply)
-    shell.content = RecordDict(content)
-    return shell
+    return [
+        with_content(r, {k: v for k, v in r.content.items() if k != SEEN} | {"arrays": record(own)})
+        for r, own in zip(replies, arrays, strict=True)
+    ]

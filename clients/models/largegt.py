@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clients.errors import ClientError
+from strategies.pooling import Pooling
 
 from .comirec import at_least
 from .norms import Norm, norm_of_vectors
@@ -86,8 +87,8 @@ class LargeGT(nn.Module):
     from :meth:`assign` and :func:`code_counts`.
 
     No round sends ``c_idx``: it is an integer buffer. All of the codebook is floating buffers, and so is
-    averaged with the parameters; :func:`pool_codebooks` is the better rule. Its own normalisation is no layer
-    that FedBN keeps.
+    averaged with the parameters, for which :attr:`pooling` has the right rule (spec 9). Its own normalisation
+    is no layer that FedBN keeps.
 
     The gradient of ``lin_key_g`` is that of the loss, with the codes attended to. In the authors' code it is
     taken with codes that the same step's update has overwritten by then (the spec's norm of all gradients is
@@ -172,6 +173,13 @@ class LargeGT(nn.Module):
             ]
         )
         self.head = nn.Linear(d, classes)
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How a federation averages the codebook: codes are ratios of averaged sums and counts."""
+        if self.conv_type == "local":
+            return None
+        return Pooling(_derived, {CODEBOOK + "bn.running_var": CODEBOOK + "bn.running_mean"})
 
     def forward(
         self,
@@ -539,6 +547,16 @@ def codebook_state(
         "bn.running_var": var,
     }
     return {prefix + name: buffer.to(dtype) for name, buffer in buffers.items()}
+
+
+def _derived(averaged: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The codebook that averaged statistics make; nothing where a method keeps some of them with clients."""
+    names = ("_ema_cluster_size", "_ema_w", "bn.running_mean", "bn.running_var")
+    if any(CODEBOOK + name not in averaged for name in names):
+        return {}
+    statistics = codebook_statistics(averaged)
+    # A server's own steps, and noise, may leave counts below 0, whose logarithms the attention takes.
+    return codebook_state(statistics._replace(counts=statistics.counts.clamp(min=0)))
 
 
 def pool_codebooks(
