@@ -26,6 +26,7 @@ from clients.training import evaluate
 from strategies.arrays import numpy_of, record, tensors_of
 from strategies.errors import StrategyError
 from strategies.functional import Params, Stateless
+from strategies.method import with_common_metrics
 from strategies.seeding import generator, torch_seed
 from strategies.state import load_state_dict, state_dict
 from strategies.timing import BROADCAST, part, timed
@@ -227,7 +228,7 @@ class Run:
             with part(BROADCAST), self._evaluating(grid):
                 messages = strategy.configure_evaluate(self._round, arrays, ConfigRecord(), grid)
             replies = grid.send_and_receive(messages)
-            strategy.aggregate_evaluate(self._round, replies)
+            strategy.aggregate_evaluate(self._round, with_common_metrics(replies))
         self._evaluated(arrays, self._settle(replies))
 
     @timed(OTHER)

@@ -160,10 +160,7 @@ class Method(FedAvg):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """As FedAvg, on the metrics that all clients report: not all have rows of every domain."""
-        replies = list(replies)
-        told = [set(self._metrics(r)) for r in replies if r.has_content()]
-        common = set.intersection(*told) if told else set()
-        return super().aggregate_evaluate(server_round, [_with_metrics(r, common) for r in replies])
+        return super().aggregate_evaluate(server_round, with_common_metrics(replies))
 
     # --- state -----------------------------------------------------------------------------------
 
@@ -235,6 +232,14 @@ def with_content(reply: Message, records: Mapping[str, Any]) -> Message:
     shell = copy.copy(reply)
     shell.content = RecordDict(dict(records))
     return shell
+
+
+def with_common_metrics(replies: Iterable[Message]) -> list[Message]:
+    """Replies with nothing but the metrics that all of them have, which Flower's strategies insist on."""
+    replies = list(replies)
+    told = [m.keys() for r in replies if r.has_content() for m in r.content.metric_records.values()]
+    common = set.intersection(*map(set, told)) if told else set()
+    return [_with_metrics(reply, common) for reply in replies]
 
 
 def _with_metrics(reply: Message, keys: set[str]) -> Message:

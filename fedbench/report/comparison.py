@@ -150,7 +150,8 @@ def compare(summaries: Iterable[Mapping[str, Any]], at: At = "final") -> Compari
         label += (" †" if personal else "") + _stopped(group[0])
         rows.append(Row(label, sorted(s["seed"] for s in group), cells, personal))
     first = summaries[0]
-    rows += _references(groups[0])
+    # Where all methods are personal, it is on their clients' own rows, as they are.
+    rows += _references(next((g for g in groups if not g[0].get("personal")), groups[0]))
     clients = ["clients"] if any(row.personal for row in rows) else []
     scores = [*domains, *(["AVG"] if len(domains) > 1 else []), *clients, "worst"]
     return Comparison(first["headline"], first["higher_is_better"], at, scores, rows, left_out)
@@ -158,8 +159,6 @@ def compare(summaries: Iterable[Mapping[str, Any]], at: At = "final") -> Compari
 
 def _references(group: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Predictors without training, scored by every run on the domains' test rows."""
-    if group[0].get("personal"):
-        return []
     rows = []
     for name in group[0]["final"].get("references") or ():
         found = [s["final"]["references"][name] for s in group]
@@ -245,7 +244,7 @@ def _caption(comparison: Comparison) -> str:
         caption += "; †: models of the clients' own, each on its own test rows, as in the mean over clients"
     caption += "".join(f"; {text}" for text in comparison.left_out)
     if any(row.reference for row in comparison.rows):
-        caption += "; without a number of MB: forecasts without training"
+        caption += "; without a number of MB: predictors without training"
     seeds = [len(r.seeds) for r in comparison.rows]
     low, high = min(seeds), max(seeds)
     if high > 1:

@@ -368,4 +368,4 @@ def test_references_neither_win_nor_lose(day):
 def test_lower_errors_are_better_and_have_three_digits():
     lines = words(compare([forecasting(), forecasting("fedprox", domains=(0.4, 0.6))]))
     assert "0.500" in lines
-    assert "forecasts without training" in lines
+    assert "predictors without training" in lines
