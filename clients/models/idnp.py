@@ -30,6 +30,7 @@ from torch.nn import functional
 from clients.errors import ClientError
 
 from .comirec import ItemTable, at_least, look_up
+from .next_item import check_rates, without_none
 
 Kind = Literal["w2", "kl"]
 OCTAVES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -148,7 +149,7 @@ class IDNP(nn.Module):
         if dilations is None:
             dilations = (1, 2) if window < 8 else (1, 2, 4)
         at_least(1, {f"dilations[{j}]": dilation for j, dilation in enumerate(dilations)})
-        _check_rates(dropout=dropout, user_dropout=user_dropout)
+        check_rates(dropout=dropout, user_dropout=user_dropout)
         self.split = split
         self.items = ItemTable(items, width)
         self.user = UserTable(users, width, user_dropout)
@@ -433,7 +434,7 @@ class TiedHead(nn.Module):
 
     def forward(self, features: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``output``, ``weight`` and ``bias`` of a :class:`Prediction`, from features (..., m, 2d)."""
-        return self.W_out(features), table, _without_none(self.b)
+        return self.W_out(features), table, without_none(self.b)
 
 
 class Head(nn.Module):
@@ -447,7 +448,7 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
         """``output``, ``weight`` and ``bias`` of a :class:`Prediction`, from features (..., m, 2d)."""
-        return features, functional.pad(self.W, (0, 0, 1, 0)), _without_none(self.b)
+        return features, functional.pad(self.W, (0, 0, 1, 0)), without_none(self.b)
 
 
 # --- scores ----------------------------------------------------------------------------------------
@@ -766,10 +767,6 @@ def _mean_of(values: Tensor, ids: Tensor) -> Tensor:
     return (values * (ids > 0)).sum(-1) / (ids > 0).sum(-1).clamp(min=1)
 
 
-def _without_none(bias: Tensor) -> Tensor:
-    return torch.cat([bias.new_full((1,), -math.inf), bias[1:]])
-
-
 def _each(target: Tensor, out: Prediction) -> Tensor:
     """Targets with an axis T."""
     return target if target.ndim == out.prior.mu.ndim else target.unsqueeze(-1)
@@ -782,9 +779,3 @@ def _gather(logits: Tensor, ids: Tensor) -> Tensor:
 def _compare(out: Prediction, ids: Tensor) -> Tensor:
     """Logits of items 1..V, by id (B, m, any), for the query that they are of."""
     return (look_up(ids, out.weight) @ out.output.unsqueeze(-1)).squeeze(-1) + out.bias[ids]
-
-
-def _check_rates(**rates: float) -> None:
-    for name, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise ClientError(f"{name}: must be 0 or more and below 1, got {rate}")
