@@ -10,6 +10,8 @@ SMALLER = {
     "gaussian_domains": ["data.train_per_class=10", "data.test_per_class=5"],
     "cifar10": ["data.size=32"],
     "pacs": ["data.size=32"],
+    "twitch": ["data.countries=[DE,RU]"],
+    "xmarket": ["data.markets=[de,jp]"],
 }
 """What makes data quick to test on."""
 
