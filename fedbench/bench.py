@@ -316,7 +316,7 @@ def _client_spec(
         torch_seed(config.seed, "init"),
     )
     model = Stateless(module())  # one that does not fit the data says so here, before anything starts
-    rule, local = _rule(config, strategy, model)
+    rule, local = _rule(config, strategy, model, task)
     return ClientSpec(
         arrays={**federation.dataset.arrays, **federation.dataset.shared},
         splits=federation.clients,
@@ -337,7 +337,9 @@ def _client_spec(
     )
 
 
-def _rule(config: DictConfig, strategy: Strategy, model: Stateless) -> tuple[LocalRule, frozenset[str]]:
+def _rule(
+    config: DictConfig, strategy: Strategy, model: Stateless, task: Task
+) -> tuple[LocalRule, frozenset[str]]:
     """Client half, and which parts of the model it keeps with the client whatever the method.
 
     The half is the one that the server half names, or for Flower's own strategies the one configured.
@@ -350,13 +352,19 @@ def _rule(config: DictConfig, strategy: Strategy, model: Stateless) -> tuple[Loc
     client = config.client
     try:
         local = local_names(model.shared, list(client.local))
-        tables = contents(client.seen_rows, "client.seen_rows")
-        local_names(sorted(set(model.shared) - local), [*tables])
+        tables = local_names([name for name in model.shared if name not in local], list(client.seen_rows))
         if local:
             rule = KeepLocal(rule, local)
     except StrategyError as error:
         raise NotApplicable(f"client={config.choices.client}: {error}") from error
-    return (SeenRows(rule, tables) if tables else rule), local
+    if not tables:
+        return rule, local
+    if not task.ids:
+        raise NotApplicable(
+            f"client.seen_rows={list(client.seen_rows)}: client={config.choices.client} has no ids of "
+            "rows in its examples; use []"
+        )
+    return SeenRows(rule, dict.fromkeys(sorted(tables), task.ids)), local
 
 
 def _attackers(config: DictConfig, clients: int) -> frozenset[int]:
@@ -415,7 +423,11 @@ def _check_evaluation(config: DictConfig, spec: ClientSpec, strategy: Strategy) 
             f"eval_clients={count}: must be between 1 and the {clients} clients, 0 for none or null for all"
         )
     if count == 0 and (spec.local or _personal(strategy)):
-        whose = f"client.local={list(config.client.local)}" if spec.local else config.choices.strategy
+        whose = (
+            f"client.local={list(config.client.local)}"
+            if spec.local
+            else f"strategy={config.choices.strategy}"
+        )
         raise NotApplicable(
             f"eval_clients=0 tests the global model alone, but {whose} leaves clients models of their own; "
             "use null or a number of clients"
@@ -474,7 +486,7 @@ def _check_privacy(config: DictConfig, spec: ClientSpec, strategy: Strategy) -> 
     if not config.privacy.get("_target_"):
         return
     if config.client.seen_rows:
-        raise NotApplicable(f"{privacy} hides what clients have, but client.seen_rows tells it; use {{}}")
+        raise NotApplicable(f"{privacy} hides what clients have, but client.seen_rows tells it; use []")
     personal = _personal(strategy)
     opened = [d for d in _DOORS if getattr(type(strategy), d, None) not in (None, getattr(Method, d))]
     if personal or opened:

@@ -33,6 +33,8 @@ class Task(ABC):
     """Direction of the headline."""
     references: ClassVar[tuple[str, ...]] = ()
     """Predictors without training, whose headline :meth:`scores` may have as ``{name}_{headline}``."""
+    ids: ClassVar[tuple[str, ...]] = ()
+    """Parts of a batch that hold numbers of rows of a table, such as items."""
     rows_at_once: int = 1024
     """Rows of a forward pass of an evaluation."""
 

@@ -62,6 +62,7 @@ class Recommendation(Task):
     kind = "recommendation"
     higher_is_better = True
     references: ClassVar[tuple[str, ...]] = ("popularity", "own_frequency")
+    ids: ClassVar[tuple[str, ...]] = ("hist", "target")
 
     def __init__(
         self,
