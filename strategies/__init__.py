@@ -25,6 +25,7 @@ from .fedproto import FedProto, FedProtoRule
 from .fedprox import FedProxRule
 from .fedrep import FedRep, FedRepRule
 from .fedsam import FedSAM, FedSAMRule
+from .finetuned import FineTuned
 from .fpl import FPL, FPLRule
 from .ggeur import GGEUR, GGEURClient
 from .keep_local import KeepLocal, local_names
@@ -33,6 +34,7 @@ from .local import DataRule, Examples, FineTune, LocalRule, Phase, Round, Upload
 from .local_only import LocalOnly, LocalOnlyRule
 from .method import Method
 from .moon import Moon, MoonRule
+from .niw import FedHB, FedHBRule, NIWMeta, NIWRule
 from .optim import SGD, Adam
 from .perfedavg import PerFedAvg, PerFedAvgRule
 from .pfedme import PFedMe, PFedMeRule
@@ -69,6 +71,8 @@ __all__ = [
     "FedBuff",
     "FedDyn",
     "FedDynRule",
+    "FedHB",
+    "FedHBRule",
     "FedLC",
     "FedLCRule",
     "FedNTD",
@@ -85,6 +89,7 @@ __all__ = [
     "FedSAM",
     "FedSAMRule",
     "FineTune",
+    "FineTuned",
     "GGEURClient",
     "GaussianNoise",
     "KeepLocal",
@@ -98,6 +103,8 @@ __all__ = [
     "ModelReplacement",
     "Moon",
     "MoonRule",
+    "NIWMeta",
+    "NIWRule",
     "PFedMe",
     "PFedMeRule",
     "PerFedAvg",
