@@ -84,6 +84,10 @@ class ClientSpec:
         Partition ids of the malicious clients.
     classes : int
         Number of classes, for attacks on labels.
+    new : frozenset of int
+        Partition ids of clients that are shown the model without having trained.
+    support : sequence of int
+        Numbers of their own rows from which those clients personalise it.
     local : frozenset of str
         Parts of the model that the rule keeps with the client, whatever the method.
     mods : sequence of callable
@@ -104,6 +108,8 @@ class ClientSpec:
     attack: Attack | None = None
     attackers: frozenset[int] = frozenset()
     classes: int = 0
+    new: frozenset[int] = frozenset()
+    support: Sequence[int] = ()
     local: frozenset[str] = frozenset()
     mods: Sequence[Mod] = ()
 
@@ -247,11 +253,17 @@ class _Node:
             corrupt=self.corrupting(attack, *now, node) if attack else None,
         )
 
-    def predictor(self, message: Message, context: Context) -> Callable[[Batch], Tensor]:
-        """The function ``batch -> output`` with which a client predicts what an evaluation asks for."""
+    def predictor(
+        self, message: Message, context: Context, rows: Rows | None = None
+    ) -> Callable[[Batch], Tensor]:
+        """The function ``batch -> output`` with which a client predicts what an evaluation asks for.
+
+        What trains before it predicts has all training rows for that, or those given.
+        """
         spec, node, now = self.spec, partition_of(context), round_of(message)
-        # Only what fine-tunes before it predicts has use for the training rows here.
-        data = self.training_data(node, context)[0] if spec.rule.fine_tunes else {}
+        data: Batch = {}
+        if spec.rule.fine_tunes:
+            data = self.training_data(node, context)[0] if rows is None else self.batch(spec.arrays, rows)
 
         def plan(tune: FineTune) -> Plan:
             training = replace(spec.training, steps=tune.steps, epochs=tune.epochs or 1, replace=False)
@@ -269,12 +281,27 @@ class _Node:
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Answer an evaluation message: summed metrics on validation and test rows."""
-        spec = self.spec
-        split, predict = spec.splits[partition_of(context)], self.predictor(message, context)
+        spec, node = self.spec, partition_of(context)
+        if node in spec.new:
+            return self.evaluate_new(message, context)
+        split, predict = spec.splits[node], self.predictor(message, context)
         metrics: dict[str, Any] = {"num-examples": max(len(split.val) + len(split.test), 1)}
         for name, rows in (("val", split.val), ("test", split.test), *self.by_domain(split.test)):
             sums = evaluate(spec.task, predict, self.batch(spec.arrays, rows))
             metrics |= {f"{name}_{key}": value for key, value in sums.items()}
+        return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+    def evaluate_new(self, message: Message, context: Context) -> Message:
+        """Answer an evaluation message as a client that has not trained: by how many rows it personalises."""
+        spec, node = self.spec, partition_of(context)
+        split = spec.splits[node]
+        order = generator(spec.seed, "support", node).permutation(split.train)  # more rows hold fewer
+        data = self.batch(spec.arrays, split.test)
+        metrics: dict[str, Any] = {"num-examples": max(len(split.test), 1)}
+        for shots in spec.support:
+            predict = self.predictor(message, context, np.sort(order[:shots]))
+            sums = evaluate(spec.task, predict, data)
+            metrics |= {f"support{shots}_{key}": value for key, value in sums.items()}
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
     def forecasting(self, task: Forecasting) -> Callable[[Message, Context], Message]:

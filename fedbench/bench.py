@@ -29,7 +29,7 @@ from strategies.keep_local import KeepLocal, local_names
 from strategies.local import LocalRule
 from strategies.method import Method, may_merge
 from strategies.pooling import Pooling, pooled
-from strategies.seeding import torch_seed
+from strategies.seeding import generator, torch_seed
 from strategies.seen_rows import SeenRows, averaging_seen_rows
 
 from .config.objects import call, check_options, contents, load, make, parameters
@@ -84,7 +84,7 @@ class Bench:
     @property
     def personal(self) -> bool:
         """Whether clients predict with models of their own, so that there is no global model to test."""
-        return bool(self.spec.local) or _personal(self.strategy)
+        return self.spec.row_domain is not None
 
     @property
     def attackers(self) -> list[int]:
@@ -116,11 +116,12 @@ def build(config: DictConfig) -> Bench:
     _check_rule(config, spec)
     _check_attack(config, spec)
     sizes = federation.sizes
-    if config.clients_per_round is not None and not 1 <= config.clients_per_round <= len(sizes):
+    taking_part = len(sizes) - len(spec.new)
+    if config.clients_per_round is not None and not 1 <= config.clients_per_round <= taking_part:
         raise UserError(
-            f"clients_per_round={config.clients_per_round}: must be between 1 and the {len(sizes)} clients"
+            f"clients_per_round={config.clients_per_round}: must be between 1 and the {taking_part} clients"
         )
-    sampled = config.clients_per_round or len(sizes)
+    sampled = config.clients_per_round or taking_part
     method = _unaligned(config, strategy)
     _check_evaluation(config, spec, method)
     _check_patience(config, method)
@@ -183,7 +184,7 @@ def _options(node: Any, *without: str) -> dict[str, Any]:
 
 
 def _strategy(config: DictConfig, sampled: int | None = None) -> Strategy:
-    """Server half, inside its alignment if there is one.
+    """Server half, inside its alignment and its personalization if there are any.
 
     Privacy lies between the two, because it hides an alignment's phases, and is left out where the number of
     clients of a round is not known yet.
@@ -195,13 +196,19 @@ def _strategy(config: DictConfig, sampled: int | None = None) -> Strategy:
         strategy = make(wrapper, "privacy", strategy, num_sampled_clients=sampled)
     if align.get("_target_"):
         strategy = make({"_target_": align._target_, **_options(align, "client")}, "align", strategy)
+    personal = config.personalization
+    if personal.get("_target_"):
+        wrapper = {"_target_": personal._target_, **_options(personal, "rule")}
+        strategy = make(wrapper, "personalization", strategy)
     return strategy
 
 
 def _unaligned(config: DictConfig, strategy: Strategy) -> Strategy:
-    """The strategy that an alignment is around."""
-    inner: Strategy = getattr(strategy, "strategy", strategy) if config.align.get("_target_") else strategy
-    return inner
+    """The strategy that an alignment, and personalization, are around."""
+    for group in (config.personalization, config.align):
+        if group.get("_target_"):
+            strategy = getattr(strategy, "strategy", strategy)
+    return strategy
 
 
 def _system(config: DictConfig, strategy: Strategy) -> System | None:
@@ -317,6 +324,9 @@ def _client_spec(
     )
     model = Stateless(module())  # one that does not fit the data says so here, before anything starts
     rule, local = _rule(config, strategy, model, task)
+    personalised = "rule" in config.personalization
+    if personalised:
+        rule = make(config.personalization.rule, "personalization.rule", rule)
     return ClientSpec(
         arrays={**federation.dataset.arrays, **federation.dataset.shared},
         splits=federation.clients,
@@ -328,10 +338,12 @@ def _client_spec(
         data_rule=make(config.align.client, "align.client") if config.align.get("client") else None,
         seed=config.seed,
         device="cuda" if _on_gpu(config) else "cpu",
-        row_domain=federation.dataset.domain if local or _personal(strategy) else None,
+        row_domain=federation.dataset.domain if local or personalised or _personal(strategy) else None,
         attack=attack,
         attackers=_attackers(config, len(federation.clients)),
         classes=len(meta.classes),
+        new=_new_clients(config, len(federation.clients)),
+        support=tuple(config.support),
         local=local,
         mods=[load(name, "privacy.mods") for name in config.privacy.get("mods", [])],
     )
@@ -372,6 +384,27 @@ def _attackers(config: DictConfig, clients: int) -> frozenset[int]:
         return frozenset()
     chosen: frozenset[int] = call(attackers, "attack", {"share": config.attack.share}, config.seed, clients)
     return chosen
+
+
+def _new_clients(config: DictConfig, clients: int) -> frozenset[int]:
+    """Clients that take no part in training: a function of the seed and their number."""
+    share = config.new_clients
+    if not 0 <= share < 1:
+        raise UserError(f"new_clients={share}: must be 0 or more and below 1, a share of the clients")
+    if any(rows < 0 for rows in config.support) or not config.support:
+        raise UserError(f"support={list(config.support)}: must be numbers of rows, 0 or more")
+    if not share:
+        return frozenset()
+    count = max(1, round(share * clients))
+    if count >= clients:
+        raise UserError(f"new_clients={share}: leaves none of the {clients} clients to train")
+    if config.system.get("_target_"):
+        raise NotApplicable(
+            f"new_clients={share}: system={config.choices.system} does not tell them from others; use "
+            "system=none"
+        )
+    chosen = generator(config.seed, "new clients").choice(clients, count, replace=False)
+    return frozenset(chosen.tolist())
 
 
 def _check_rule(config: DictConfig, spec: ClientSpec) -> None:
@@ -415,7 +448,7 @@ def _check_attack(config: DictConfig, spec: ClientSpec) -> None:
 
 
 def _check_evaluation(config: DictConfig, spec: ClientSpec, strategy: Strategy) -> None:
-    count, clients = config.eval_clients, len(spec.splits)
+    count, clients = config.eval_clients, len(spec.splits) - len(spec.new)
     if count is None:
         return
     if not 0 <= count <= clients:

@@ -1,4 +1,4 @@
-"""The command line: ``fedbench run``, ``resume``, ``compare`` and ``list``."""
+"""The command line: ``fedbench run``, ``resume``, ``compare``, ``report`` and ``list``."""
 
 from __future__ import annotations
 
@@ -111,6 +111,27 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--markdown", action="store_true", help="print a Markdown table")
     compare.set_defaults(function=_compare)
 
+    report = commands.add_parser(
+        "report",
+        help="write one HTML page about finished runs",
+        description="Write one self-contained HTML page about finished runs: which method holds up, how sure "
+        "that is,\nwhat it cost, and the tables and figures for a paper.\n\n"
+        "example:\n  fedbench report runs/20261124-* -o report.html",
+        formatter_class=raw,
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, or one that holds several")
+    report.add_argument("-o", "--output", metavar="FILE", default="report.html", help="the page to write")
+    report.add_argument("--baseline", metavar="METHOD", help="what the others are held against (fedavg)")
+    report.add_argument(
+        "--overlap",
+        type=float,
+        default=0.0,
+        metavar="RATIO",
+        help="test rows over training rows where every seed draws them anew from one pool (0.43 where 0.3 "
+        "are held out): makes the t tests as careful as that asks for",
+    )
+    report.set_defaults(function=_report)
+
     lister = commands.add_parser(
         "list",
         help="what can be chosen in each group",
@@ -173,12 +194,15 @@ def _show(summaries: list[dict[str, Any]], title: str) -> None:
 
     from .report.client_table import client_table
     from .report.comparison import compare, table, verdict
+    from .report.new_client_table import new_client_table
 
     console = Console()
     comparison = compare(summaries)
     console.print(table(comparison, title, console.width))
     if clients := client_table(summaries, [s["label"] for s in summaries]):
         console.print(clients)
+    if newcomers := new_client_table(summaries):
+        console.print(newcomers)
     if said := verdict(comparison):
         console.print(said, highlight=False, markup=False)
 
@@ -223,6 +247,15 @@ def _compare(arguments: argparse.Namespace) -> int:
         console.print(table(comparison, width=console.width))
         if said := verdict(comparison):
             console.print(said, highlight=False, markup=False)
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from .report.html import write_report
+
+    for said in write_report(arguments.runs, arguments.output, arguments.baseline, arguments.overlap):
+        print(said)
+    print(f"report: {arguments.output}")
     return 0
 
 

@@ -84,6 +84,11 @@ class Run:
         self._round = self._completed = 0
         self._restored: tuple[ArrayRecord, dict[int, RecordDict], dict[str, Any]] | None = None
         self._exchanges: list[Exchange] = []
+        clients, new = len(bench.federation.clients), bench.spec.new
+        self._members = [p for p in range(clients) if p not in new] if new else None
+        """Clients that take part, where not all do."""
+        self._all: Any = self._members or clients
+        """What clients of a round are drawn from."""
         self._tests = {
             domain: self._batch(rows) for domain, rows in bench.federation.tests.items() if len(rows)
         }
@@ -230,6 +235,11 @@ class Run:
             replies = grid.send_and_receive(messages)
             strategy.aggregate_evaluate(self._round, with_common_metrics(replies))
         self._evaluated(arrays, self._settle(replies))
+        if self.bench.spec.new:
+            with part(BROADCAST), grid.cohort(sorted(self.bench.spec.new)):
+                messages = strategy.configure_evaluate(self._round, arrays, ConfigRecord(), grid)
+            grid.send_and_receive(messages)
+            self.history[-1]["new_clients"] = self._new_clients(self._settle([]))
 
     @timed(OTHER)
     def _chosen(self, grid: EngineGrid) -> list[int] | None:
@@ -244,13 +254,13 @@ class Run:
         if isinstance(grid, SystemGrid):
             return grid.chosen(count, rng)
         if count is None:
-            return None
-        chosen: list[int] = rng.choice(len(self.bench.federation.clients), count, replace=False).tolist()
+            return self._members
+        chosen: list[int] = rng.choice(self._all, count, replace=False).tolist()
         return chosen
 
     def _everyone(self, grid: EngineGrid) -> AbstractContextManager[None]:
         """A block in which a strategy sees all clients, whomever a system lets it reach."""
-        return grid.cohort(range(len(grid.sizes)) if isinstance(grid, SystemGrid) else None)
+        return grid.cohort(range(len(grid.sizes)) if isinstance(grid, SystemGrid) else self._members)
 
     def _evaluating(self, grid: EngineGrid) -> AbstractContextManager[None]:
         """A block in which a strategy sees the clients that evaluate: a function of (seed, round)."""
@@ -258,7 +268,7 @@ class Run:
         if count is None:
             return self._everyone(grid)
         rng = generator(self.config.seed, "evaluation clients", self._round)
-        return grid.cohort(rng.choice(len(self.bench.federation.clients), count, replace=False).tolist())
+        return grid.cohort(rng.choice(self._all, count, replace=False).tolist())
 
     @timed(OTHER)
     def _tell_time(self, grid: EngineGrid) -> None:
@@ -371,6 +381,18 @@ class Run:
         ]
         self.directory.record(rows)
         log.info("round %d/%d %s", self._round, self.config.rounds, self._note())
+
+    def _new_clients(self, exchanges: list[Exchange]) -> dict[str, dict[str, float]]:
+        """Scores of clients that have not trained, all their test rows together, by rows of support."""
+        scores = {}
+        for shots in self.bench.spec.support:
+            sums = {
+                key: sum(e.metrics[f"support{shots}_{key}"] for e in exchanges if e.error is None)
+                for key in self.task.sums
+            }
+            if sums["count"]:
+                scores[str(shots)] = self.task.scores(sums)
+        return scores
 
     def _references(self, domains: Mapping[str, Sums]) -> dict[str, dict[str, float]]:
         """What the task's predictors without training score in each domain."""

@@ -93,6 +93,7 @@ CHOICES = [(group, name) for group in GROUPS for name in choices(group)]
 NEEDED = {
     "data=image_folder": ["data.path=x"],
     "data=hub": ["data.dataset=x"],
+    "data=ogb": ["data.dataset=x"],
     "features=gcvit": ["features.weights=x"],
 }
 # Parts of a node that its class is not given, and what the program gives it: as in fedbench/bench.py.
@@ -101,6 +102,7 @@ FRACTIONS = ["val_fraction", "test_fraction"]
 OWN = {
     "attack": ["share"],
     "privacy": ["mods"],
+    "personalization": ["rule"],
     "client": ["local", "seen_rows"],
 }  # options for the program itself
 FACTS = {"shape", "classes", "horizon", "items", "users", "history", "categories", "popularity", "repeats"}
@@ -119,13 +121,12 @@ def composed(group, name):
 
 
 def check(node, where, *without, target=None, positional=0):
-    options = OmegaConf.to_container(node)
+    options = {key: value for key, value in OmegaConf.to_container(node).items() if key not in without}
     target = options.pop("_target_", target)
     if target is None:
-        assert where in ("features", "align", "attack", "privacy", "system")  # the choice `none`
+        assert where in ("features", "align", "attack", "personalization", "privacy", "system")
         assert not options
         return
-    options = {key: value for key, value in options.items() if key not in without}
     check_options(load(target, where), options, where, GIVEN.get(where), positional)
 
 
@@ -140,7 +141,7 @@ def test_every_choice_names_a_class_and_fits_its_signature(group, name):
         fractions = {key: node[key] for key in FRACTIONS if key in node}
         check_options(load("scenarios.build_federation", group), fractions, group, positional=3)
     else:
-        wraps = group in ("align", "privacy") and name != "none"
+        wraps = group in ("align", "personalization", "privacy") and name != "none"
         check(node, group, *PARTS.get(group, []), *OWN.get(group, []), positional=wraps)
     for part in PARTS.get(group, []):
         # A server half of ours names its client half itself.

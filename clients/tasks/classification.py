@@ -13,14 +13,29 @@ from strategies.functional import Batch
 
 from .base import Arrays, Rows, Task
 
+_BINS = 15
+"""Of confidence, as is usual for the expected calibration error."""
+
 
 class Classification(Task):
-    """Single-label classification with cross-entropy on logits."""
+    """Single-label classification with cross-entropy on logits.
+
+    Parameters
+    ----------
+    calibration : bool
+        Also measure ``ece``, the expected calibration error (Guo et al., ICML 2017, equation 3): the mean
+        distance between confidence, the largest probability, and accuracy over 15 equal bins of confidence.
+        Clients then report three numbers more for each bin.
+    """
 
     kind = "classification"
-    sums = ("loss", "correct", "count")
     headline = "accuracy"
     higher_is_better = True
+
+    def __init__(self, calibration: bool = False) -> None:
+        self.calibration = calibration
+        bins = (f"{what}_{b}" for b in range(_BINS) for what in ("rows", "confidence", "hits"))
+        self.sums = ("loss", "correct", "count", *(bins if calibration else ()))
 
     def gather(self, arrays: Arrays, rows: Rows) -> Batch:
         """``x`` as float32 (uint8 images scaled to 0..1) and ``y`` as int64."""
@@ -41,12 +56,28 @@ class Classification(Task):
         weight = batch["weight"]
         losses = functional.cross_entropy(output, batch["y"], reduction="none")
         hits = (output.argmax(dim=-1) == batch["y"]).to(weight.dtype)
-        return {
+        sums = {
             "loss": (losses * weight).sum(),
             "correct": (hits * weight).sum(),
             "count": weight.sum(),
         }
+        if self.calibration:
+            confidence = output.softmax(dim=-1).amax(dim=-1).to(weight.dtype)
+            # Bins are open below, as in the paper: (0, 1/15], (1/15, 2/15], ...
+            where = (confidence * _BINS).ceil().long().clamp(1, _BINS) - 1
+            for name, values in (
+                ("rows", weight),
+                ("confidence", confidence * weight),
+                ("hits", hits * weight),
+            ):
+                binned = weight.new_zeros(_BINS).index_add(0, where, values)
+                sums |= {f"{name}_{b}": binned[b] for b in range(_BINS)}
+        return sums
 
     def scores(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Accuracy in 0..1 and mean cross-entropy in nats."""
-        return {"accuracy": sums["correct"] / sums["count"], "loss": sums["loss"] / sums["count"]}
+        """Accuracy in 0..1, mean cross-entropy (negative log-likelihood) in nats, and calibration error."""
+        scores = {"accuracy": sums["correct"] / sums["count"], "loss": sums["loss"] / sums["count"]}
+        if self.calibration:
+            gaps = (abs(sums[f"confidence_{b}"] - sums[f"hits_{b}"]) for b in range(_BINS))
+            scores["ece"] = sum(gaps) / sums["count"]
+        return scores

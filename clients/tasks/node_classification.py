@@ -108,6 +108,7 @@ class NodeClassification(Classification):
             raise ClientError(f"encoding: must be one of {', '.join(get_args(Encoding))}, got '{encoding}'")
         if encoding == "none" and "pos_enc" in inputs:
             raise ClientError("encoding: is none, but inputs has pos_enc; choose return, degree or spectral")
+        super().__init__()
         self.names = tuple(inputs)
         self.tables: dict[str, Table] = {}
         """Of all nodes, by name."""

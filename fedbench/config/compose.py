@@ -36,6 +36,7 @@ GROUPS = (
     "align",
     "strategy",
     "attack",
+    "personalization",
     "privacy",
     "system",
     "engine",

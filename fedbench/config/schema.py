@@ -14,7 +14,7 @@ class RunConfig:
 
     Parameters
     ----------
-    scenario, data, features, client, align, strategy, attack, privacy, system, engine
+    scenario, data, features, client, align, strategy, personalization, attack, privacy, system, engine
         Config groups; ``fedbench list`` shows the choices.
     rounds : int
         Federated rounds.
@@ -27,6 +27,10 @@ class RunConfig:
     eval_clients : int or None
         Clients that test on their own rows in an evaluation, drawn anew each time; ``None`` is all, 0 none.
         The global model is tested on the domains' rows all the same.
+    new_clients : float
+        Share of the clients that take no part in training, and are shown the model afterwards.
+    support : list of int
+        Numbers of own rows from which new clients personalise the model, each in turn.
     patience : int or None
         Evaluations without a better result on validation rows after which a run stops; ``None`` is never.
     max_failures : float
@@ -49,6 +53,7 @@ class RunConfig:
     client: Any = MISSING
     align: Any = MISSING
     strategy: Any = MISSING
+    personalization: Any = MISSING
     attack: Any = MISSING
     privacy: Any = MISSING
     system: Any = MISSING
@@ -58,6 +63,8 @@ class RunConfig:
     clients_per_round: int | None = None
     eval_every: int = 1
     eval_clients: int | None = None
+    new_clients: float = 0.0
+    support: list[int] = field(default_factory=lambda: [0, 1, 5, 20])
     patience: int | None = None
     max_failures: float = 0.0
     fast: bool = False

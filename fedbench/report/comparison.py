@@ -92,6 +92,16 @@ class Comparison:
         return 1 if column in ("s", "MB") else score_digits(self.headline)
 
 
+def grouped(summaries: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Runs that differ by seed alone, under a label that tells them from the others."""
+    # The same settings with the same seed are the same run, and no second witness.
+    by_seed: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for s in summaries:
+        by_seed[json.dumps([s["label"], s["settings"], _stopped(s)], sort_keys=True)][s["seed"]] = s
+    groups = [list(seeds.values()) for seeds in by_seed.values()]
+    return list(zip(_labels([g[0] for g in groups]), groups, strict=True))
+
+
 def compare(summaries: Iterable[Mapping[str, Any]], at: At = "final") -> Comparison:
     """Group runs that differ by seed alone, and line the groups up.
 
@@ -119,11 +129,8 @@ def compare(summaries: Iterable[Mapping[str, Any]], at: At = "final") -> Compari
     for s in evaluated:
         if s[at] is None:
             raise UserError(f"run '{s['label']}' seed {s['seed']} has no '{at}' result: no validation rows")
-    # The same settings with the same seed are the same run, and no second witness.
-    by_seed: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
-    for s in evaluated:
-        by_seed[json.dumps([s["label"], s["settings"], _stopped(s)], sort_keys=True)][s["seed"]] = s
-    groups = [list(seeds.values()) for seeds in by_seed.values()]
+    named = grouped(evaluated)
+    groups = [group for _, group in named]
     repeated = len(evaluated) - sum(len(group) for group in groups)
     left_out = [
         f"{count} {what} left out"
@@ -131,10 +138,9 @@ def compare(summaries: Iterable[Mapping[str, Any]], at: At = "final") -> Compari
         if count
     ]
     summaries = evaluated
-    labels = _labels([g[0] for g in groups])
     domains = list(dict.fromkeys(d for s in summaries for d in s[at]["domains"]))
     rows = []
-    for label, group in zip(labels, groups, strict=True):
+    for label, group in named:
         cells = {}
         for domain in domains:
             values = [s[at]["domains"][domain] for s in group if domain in s[at]["domains"]]

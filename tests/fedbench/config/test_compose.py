@@ -156,6 +156,7 @@ def test_choices_name_what_the_groups_chose():
     assert OmegaConf.to_container(config.choices) == {
         "scenario": "iid", "data": "digits", "features": "pixels", "client": "linear", "align": "ggeur",
         "strategy": "ggeur", "attack": "none", "privacy": "none", "system": "none", "engine": "ray",
+        "personalization": "none",
     }  # fmt: skip
 
 

@@ -1,0 +1,99 @@
+"""Clients that personalise before they predict, and clients that have never trained."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fedbench.bench import build
+from fedbench.config.compose import plan
+from fedbench.report.new_client_table import new_client_table
+from fedbench.run import resume, run
+
+SMALL = [
+    "data=digits",
+    "scenario=label_domain_skew",
+    "scenario.alpha=0.5",
+    "scenario.clients_per_domain=4",
+    "client.steps=4",
+    "rounds=3",
+    "engine=serial",
+]
+
+
+def config_of(*more):
+    return plan([*SMALL, *more])[0]
+
+
+def test_new_clients_take_no_part_and_are_shown_the_model(tmp_path):
+    config = config_of("strategy=fedavg", "new_clients=0.25", "client.task.calibration=true")
+    bench = build(config)
+    assert len(bench.spec.new) == 4
+    summary = run(config, tmp_path / "run")
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    trained = {row["node"] for row in lines if (row["phase"], row["scope"]) == ("train", "client")}
+    assert trained == set(range(16)) - bench.spec.new
+    assert not {int(node) for node in summary["final"]["clients"]} & bench.spec.new
+    scores = summary["final"]["new_clients"]
+    assert list(scores) == ["0", "1", "5", "20"]
+    # FedAvg does not personalise, so that support is of no use.
+    assert scores["0"] == scores["20"]
+    assert set(scores["0"]) == {"accuracy", "loss", "ece"}
+
+
+def test_new_clients_do_not_change_what_others_do_but_by_their_absence(tmp_path):
+    """Without them, the model is the one that the others make."""
+    with_new = run(config_of("strategy=fedavg", "new_clients=0.25"), tmp_path / "with")
+    other_support = run(config_of("strategy=fedavg", "new_clients=0.25", "support=[3]"), tmp_path / "other")
+    assert with_new["weights_sha256"] == other_support["weights_sha256"]
+    assert with_new["weights_sha256"] != run(config_of("strategy=fedavg"), tmp_path / "all")["weights_sha256"]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fedper", "ditto"])
+def test_fine_tuning_follows_any_method(strategy, tmp_path):
+    common = [f"strategy={strategy}", "new_clients=0.25"]
+    tuned = run(
+        config_of(*common, "personalization=finetune", "personalization.rule.steps=10"), tmp_path / "tuned"
+    )
+    plain = run(config_of(*common), tmp_path / "plain")
+    assert tuned["personal"]
+    assert tuned["weights_sha256"] == plain["weights_sha256"]  # it changes predictions alone
+    new, before = tuned["final"]["new_clients"], plain["final"]["new_clients"]
+    assert new["0"] == before["0"]  # without rows there is nothing to tune on
+    assert new["20"]["loss"] != before["20"]["loss"]
+    assert tuned["final"]["clients"] != plain["final"]["clients"]
+
+
+def test_fine_tuned_fedavg_is_fedavg_ft(tmp_path):
+    """Where steps and epochs are the same: a batch has all rows."""
+    common = ["client.batch_size=1000", "scenario.clients_per_domain=1"]
+    own = run(config_of("strategy=fedavg_ft", "strategy.epochs=3", *common), tmp_path / "own")
+    wrapped = ["strategy=fedavg", "personalization=finetune", "personalization.rule.steps=3"]
+    around = run(config_of(*wrapped, *common), tmp_path / "around")
+    assert own["final"]["clients"] == around["final"]["clients"]
+
+
+def test_a_run_with_new_clients_goes_on_after_an_interruption(tmp_path, monkeypatch):
+    from test_strategies import interrupted, told
+
+    config = config_of(
+        "strategy=fedavg", "personalization=finetune", "new_clients=0.25", "clients_per_round=5"
+    )
+    whole = run(config, tmp_path / "whole")
+    interrupted(config, tmp_path / "parts", monkeypatch)
+    assert told(resume(tmp_path / "parts")) == told(whole)
+
+
+def test_the_table_has_a_line_for_each_method_and_support(tmp_path):
+    runs = [
+        run(
+            config_of("strategy=fedavg", "new_clients=0.25", "rounds=1", f"seed={seed}"), tmp_path / str(seed)
+        )
+        for seed in range(2)
+    ]
+    table = new_client_table(runs)
+    assert [column.header for column in table.columns] == ["method", "rows", "accuracy", "loss"]
+    assert table.row_count == 4
+    mean = np.mean([100 * r["final"]["new_clients"]["5"]["accuracy"] for r in runs])
+    assert list(table.columns[2].cells)[2].startswith(f"{mean:.2f} ± ")
+    assert new_client_table([run(config_of("strategy=fedavg", "rounds=1"), tmp_path / "none")]) is None
