@@ -28,6 +28,7 @@ from strategies.functional import Stateless
 from strategies.keep_local import KeepLocal, local_names
 from strategies.local import LocalRule
 from strategies.method import Method, may_merge
+from strategies.niw.rule import names_in_scope
 from strategies.pooling import Pooling, pooled
 from strategies.seeding import generator, torch_seed
 from strategies.seen_rows import SeenRows, averaging_seen_rows
@@ -73,8 +74,11 @@ class Bench:
     @property
     def label(self) -> str:
         """Short name of the method, e.g. ``fedprox+ggeur``."""
-        strategy, align = self.config.choices.strategy, self.config.choices.align
-        return str(strategy if align in ("none", strategy) else f"{strategy}+{align}")
+        chosen = self.config.choices
+        around = [chosen.align, chosen.personalization]
+        return "+".join(
+            [chosen.strategy, *(name for name in around if name not in ("none", chosen.strategy))]
+        )
 
     @property
     def asynchronous(self) -> bool:
@@ -130,14 +134,15 @@ def build(config: DictConfig) -> Bench:
     if config.privacy.get("_target_"):
         strategy = _strategy(config, sampled)
 
-    engine, by_row = config.engine, bool(config.client.seen_rows)
-    if by_row:
+    engine = config.engine
+    if config.client.seen_rows:
         strategy = averaging_seen_rows(strategy)
     pooling: Pooling | None = getattr(spec.model(), "pooling", None)
     if pooling is not None:
         bounded = bool(config.privacy.get("_target_")) or isinstance(method, _BOUNDED)
         strategy = pooled(strategy, replace(pooling, moments={}) if bounded else pooling)
-    if engine.get("partial_sums") and (by_row or pooling or not may_merge(_unaligned(config, strategy))):
+    single = config.client.seen_rows or config.personalization.get("_target_") or pooling is not None
+    if engine.get("partial_sums") and (single or not may_merge(method)):
         engine = OmegaConf.merge(engine, {"partial_sums": False})
 
     def make_grid(observer: Observer) -> EngineGrid:
@@ -324,9 +329,9 @@ def _client_spec(
     )
     model = Stateless(module())  # one that does not fit the data says so here, before anything starts
     rule, local = _rule(config, strategy, model, task)
-    personalised = "rule" in config.personalization
+    personalised = bool(config.personalization.get("_target_")) or "rule" in config.personalization
     if personalised:
-        rule = make(config.personalization.rule, "personalization.rule", rule)
+        rule = _personalised(config, strategy, rule, model)
     return ClientSpec(
         arrays={**federation.dataset.arrays, **federation.dataset.shared},
         splits=federation.clients,
@@ -384,6 +389,20 @@ def _attackers(config: DictConfig, clients: int) -> frozenset[int]:
         return frozenset()
     chosen: frozenset[int] = call(attackers, "attack", {"share": config.attack.share}, config.seed, clients)
     return chosen
+
+
+def _personalised(config: DictConfig, strategy: Strategy, rule: LocalRule, model: Stateless) -> LocalRule:
+    """The client half that goes around a method's, as the server half around it says, or as configured."""
+    node = config.personalization
+    if "rule" in node:
+        half: LocalRule = make(node.rule, "personalization.rule", rule)
+        return half
+    try:
+        names_in_scope(sorted(model.trainable), node.scope)
+        half = strategy.client_rule(rule)  # type: ignore[attr-defined]
+    except StrategyError as error:
+        raise NotApplicable(f"personalization={config.choices.personalization}: {error}") from error
+    return half
 
 
 def _new_clients(config: DictConfig, clients: int) -> frozenset[int]:
@@ -518,6 +537,11 @@ def _check_privacy(config: DictConfig, spec: ClientSpec, strategy: Strategy) -> 
     privacy = f"privacy={config.choices.privacy}"
     if not config.privacy.get("_target_"):
         return
+    if config.personalization.get("_target_"):
+        raise NotApplicable(
+            f"{privacy} covers the mean of clients' models, but personalization="
+            f"{config.choices.personalization} sends more; use personalization=none or finetune"
+        )
     if config.client.seen_rows:
         raise NotApplicable(f"{privacy} hides what clients have, but client.seen_rows tells it; use []")
     personal = _personal(strategy)

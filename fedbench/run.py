@@ -638,8 +638,8 @@ def _logged(path: Path) -> Iterator[None]:
 def run_name(config: DictConfig) -> str:
     """Name of a run's directory that says what it was."""
     parts = config.choices
-    align = [] if parts.align in ("none", parts.strategy) else [parts.align]
-    return "-".join([parts.strategy, *align, parts.scenario, parts.data, f"s{config.seed}"])
+    around = [n for n in (parts.align, parts.personalization) if n not in ("none", parts.strategy)]
+    return "-".join([parts.strategy, *around, parts.scenario, parts.data, f"s{config.seed}"])
 
 
 def stamp() -> str:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from test_strategies import interrupted, told
 
 from fedbench.bench import build
 from fedbench.config.compose import plan
@@ -74,8 +75,6 @@ def test_fine_tuned_fedavg_is_fedavg_ft(tmp_path):
 
 
 def test_a_run_with_new_clients_goes_on_after_an_interruption(tmp_path, monkeypatch):
-    from test_strategies import interrupted, told
-
     config = config_of(
         "strategy=fedavg", "personalization=finetune", "new_clients=0.25", "clients_per_round=5"
     )
@@ -97,3 +96,22 @@ def test_the_table_has_a_line_for_each_method_and_support(tmp_path):
     mean = np.mean([100 * r["final"]["new_clients"]["5"]["accuracy"] for r in runs])
     assert list(table.columns[2].cells)[2].startswith(f"{mean:.2f} ± ")
     assert new_client_table([run(config_of("strategy=fedavg", "rounds=1"), tmp_path / "none")]) is None
+
+
+@pytest.mark.parametrize("name", ["niw", "fedhb"])
+def test_a_prior_is_learnt_kept_and_used(name, tmp_path, monkeypatch):
+    config = config_of("strategy=fedprox", f"personalization={name}", "new_clients=0.25")
+    whole = run(config, tmp_path / "whole")
+    assert (whole["label"], whole["personal"]) == (f"fedprox+{name}", True)
+    assert any(key.startswith("niw_") for key in whole["diagnostics"])
+    scores = whole["final"]["new_clients"]
+    assert scores["20"]["loss"] < scores["0"]["loss"]
+    interrupted(config, tmp_path / "parts", monkeypatch)
+    assert told(resume(tmp_path / "parts")) == told(whole)
+
+
+def test_two_workers_learn_the_same_prior(tmp_path):
+    common = ["strategy=fedavg", "personalization=niw", "new_clients=0.25", "engine.cohort=1"]
+    (parallel,) = plan([*SMALL[:-1], "engine=ray", "engine.workers=2", *common])
+    serial = run(config_of(*common), tmp_path / "serial")
+    assert run(parallel, tmp_path / "ray")["final"] == serial["final"]
