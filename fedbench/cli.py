@@ -26,8 +26,9 @@ examples:
   fedbench run system=cross_device strategy=fedbuff      an asynchronous method on unequal devices
   fedbench run experiment=ggeur_e1                       a preset with its own sweep
 
-common keys: scenario, data, data.root, client, features, strategy, align, attack, privacy, system, engine,
-rounds, seed, run_dir, profile, experiment; `fedbench list` shows every choice, `--cfg` all of the settings.
+common keys: scenario, data, data.root, client, features, strategy, align, personalization, attack, privacy,
+system, engine, rounds, seed, run_dir, profile, experiment; `fedbench list` shows every choice, `--cfg` all of
+the settings.
 """
 
 
