@@ -22,9 +22,14 @@ from strategies import SGD, Adam, LocalRule, Method, Round, recording
 from strategies.client import train_client
 from strategies.cohort import CohortTrainer, Member
 from strategies.functional import Stateless, backpropagate
+from strategies.wrapped import WrappedRule
 
 RULES = sorted(
-    (c for c in vars(strategies).values() if inspect.isclass(c) and issubclass(c, LocalRule)),
+    (
+        c
+        for c in vars(strategies).values()
+        if inspect.isclass(c) and issubclass(c, LocalRule) and not issubclass(c, WrappedRule)
+    ),
     key=lambda c: c.__name__,
 )
 SERVERS = {
