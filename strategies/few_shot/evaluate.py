@@ -1,0 +1,99 @@
+"""How good predictions on new trials are, and how far their probabilities can be trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import nll_loss
+
+from ..errors import StrategyError
+from .trial import Trial
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Over all queries of a number of trials.
+
+    Parameters
+    ----------
+    accuracy : float
+        Share of queries whose most probable class is right.
+    interval : float
+        Half the width of the 95 % interval of the accuracy over trials; NaN for a single one.
+    nll : float
+        Mean negative log-likelihood, nats.
+    ece : float
+        `expected_calibration_error` of all queries together.
+    """
+
+    accuracy: float
+    interval: float
+    nll: float
+    ece: float
+
+
+def expected_calibration_error(probabilities: Tensor, y: Tensor, bins: int = 15) -> float:
+    """Mean gap of confidence and accuracy over bins of equal width, weighted by their rows.
+
+    Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv 1706.04599,
+    equation 3. Bins are open below, as in the paper.
+
+    Parameters
+    ----------
+    probabilities : Tensor, shape (rows, classes)
+        Of each class.
+    y : Tensor of int64, shape (rows,)
+        Classes.
+    bins : int
+        Number of bins of [0, 1].
+
+    Raises
+    ------
+    ValueError
+        For fewer than one bin.
+    StrategyError
+        Where there are no rows.
+    """
+    if bins < 1:
+        raise ValueError(f"bins: must be 1 or more, got {bins}")
+    if not len(y):
+        raise StrategyError("calibration: there are no rows to judge")
+    confidence, guess = probabilities.double().max(1)
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = (guess == y).double() - confidence
+    return float(torch.zeros(bins, dtype=gap.dtype).index_add(0, place.cpu(), gap.cpu()).abs().sum() / len(y))
+
+
+def evaluate(predict: Callable[[Trial], Tensor], trials: Iterable[Trial], bins: int = 15) -> Scores:
+    """Scores of predictions on trials.
+
+    Parameters
+    ----------
+    predict : callable
+        From a trial to logarithms of its queries' class probabilities, (queries, ways). It must not look at
+        the queries' labels.
+    bins : int
+        As in `expected_calibration_error`.
+
+    Raises
+    ------
+    StrategyError
+        Where there are no trials.
+    """
+    kept = [(predict(trial).detach(), trial.query["y"]) for trial in trials]
+    if not kept:
+        raise StrategyError("trials: there are none to judge")
+    each = torch.stack([(log_p.argmax(1) == y).double().mean() for log_p, y in kept])
+    log_p, y = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    right = (log_p.argmax(1) == y).double().mean()
+    interval = 1.96 * float(each.std()) / len(each) ** 0.5 if len(each) > 1 else math.nan
+    return Scores(
+        float(right),
+        interval,
+        float(nll_loss(log_p.double(), y)),
+        expected_calibration_error(log_p.double().exp(), y, bins),
+    )
