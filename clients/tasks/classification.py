@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from strategies.calibration import BINS, calibration_gaps
 from strategies.client import weighted_cross_entropy
 from strategies.functional import Batch
 
 from .base import Arrays, Rows, Task
-
-_BINS = 15
-"""Of confidence, as is usual for the expected calibration error."""
 
 
 class Classification(Task):
@@ -23,9 +21,8 @@ class Classification(Task):
     Parameters
     ----------
     calibration : bool
-        Also measure ``ece``, the expected calibration error (Guo et al., ICML 2017, equation 3): the mean
-        distance between confidence, the largest probability, and accuracy over 15 equal bins of confidence.
-        Clients then report three numbers more for each bin.
+        Also measure ``ece``, the expected calibration error: the mean distance between confidence and
+        accuracy over 15 bins; see :mod:`strategies.calibration`. Clients report a number more for each.
     """
 
     kind = "classification"
@@ -34,8 +31,8 @@ class Classification(Task):
 
     def __init__(self, calibration: bool = False) -> None:
         self.calibration = calibration
-        bins = (f"{what}_{b}" for b in range(_BINS) for what in ("rows", "confidence", "hits"))
-        self.sums = ("loss", "correct", "count", *(bins if calibration else ()))
+        self.gaps = tuple(f"gap_{b}" for b in range(BINS)) if calibration else ()
+        self.sums = ("loss", "correct", "count", *self.gaps)
 
     def gather(self, arrays: Arrays, rows: Rows) -> Batch:
         """``x`` as float32 (uint8 images scaled to 0..1) and ``y`` as int64."""
@@ -62,22 +59,13 @@ class Classification(Task):
             "count": weight.sum(),
         }
         if self.calibration:
-            confidence = output.softmax(dim=-1).amax(dim=-1).to(weight.dtype)
-            # Bins are open below, as in the paper: (0, 1/15], (1/15, 2/15], ...
-            where = (confidence * _BINS).ceil().long().clamp(1, _BINS) - 1
-            for name, values in (
-                ("rows", weight),
-                ("confidence", confidence * weight),
-                ("hits", hits * weight),
-            ):
-                binned = weight.new_zeros(_BINS).index_add(0, where, values)
-                sums |= {f"{name}_{b}": binned[b] for b in range(_BINS)}
+            gaps = calibration_gaps(output.softmax(dim=-1), batch["y"], weight)
+            sums |= dict(zip(self.gaps, gaps.unbind(), strict=True))
         return sums
 
     def scores(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Accuracy in 0..1, mean cross-entropy (negative log-likelihood) in nats, and calibration error."""
         scores = {"accuracy": sums["correct"] / sums["count"], "loss": sums["loss"] / sums["count"]}
         if self.calibration:
-            gaps = (abs(sums[f"confidence_{b}"] - sums[f"hits_{b}"]) for b in range(_BINS))
-            scores["ece"] = sum(gaps) / sums["count"]
+            scores["ece"] = sum(abs(sums[name]) for name in self.gaps) / sums["count"]
         return scores

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
+from ..calibration import BINS, calibration_gaps
 from ..errors import StrategyError
 from .trial import Trial
 
@@ -36,20 +37,8 @@ class Scores:
     ece: float
 
 
-def expected_calibration_error(probabilities: Tensor, y: Tensor, bins: int = 15) -> float:
-    """Mean gap of confidence and accuracy over bins of equal width, weighted by their rows.
-
-    Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv 1706.04599,
-    equation 3. Bins are open below, as in the paper.
-
-    Parameters
-    ----------
-    probabilities : Tensor, shape (rows, classes)
-        Of each class.
-    y : Tensor of int64, shape (rows,)
-        Classes.
-    bins : int
-        Number of bins of [0, 1].
+def expected_calibration_error(probabilities: Tensor, y: Tensor, bins: int = BINS) -> float:
+    """Mean gap of confidence and accuracy over bins, weighted by their rows; see `calibration_gaps`.
 
     Raises
     ------
@@ -58,17 +47,13 @@ def expected_calibration_error(probabilities: Tensor, y: Tensor, bins: int = 15)
     StrategyError
         Where there are no rows.
     """
-    if bins < 1:
-        raise ValueError(f"bins: must be 1 or more, got {bins}")
     if not len(y):
         raise StrategyError("calibration: there are no rows to judge")
-    confidence, guess = probabilities.double().max(1)
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = (guess == y).double() - confidence
-    return float(torch.zeros(bins, dtype=gap.dtype).index_add(0, place.cpu(), gap.cpu()).abs().sum() / len(y))
+    weight = torch.ones(len(y), dtype=torch.float64, device=y.device)
+    return float(calibration_gaps(probabilities.double(), y, weight, bins).abs().sum() / len(y))
 
 
-def evaluate(predict: Callable[[Trial], Tensor], trials: Iterable[Trial], bins: int = 15) -> Scores:
+def evaluate(predict: Callable[[Trial], Tensor], trials: Iterable[Trial], bins: int = BINS) -> Scores:
     """Scores of predictions on trials.
 
     Parameters
