@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,7 +27,9 @@ class Natural:
             check_count("clients", self.clients, 1)
 
     def split(self, dataset: Dataset, pool: Rows, rng: np.random.Generator) -> Holdings:
-        """Give every unit its rows of ``pool``; clients are in the order of units.
+        """Give every unit its own rows; clients are in the order of units.
+
+        What is held out of units that are no clients is nobody's, and in the tests of its domain alone.
 
         Raises
         ------
@@ -39,16 +41,15 @@ class Natural:
                 f"natural: data '{dataset.name}' do not say who has which rows; use data of users, such as "
                 "movielens or interests, or another skew, such as iid"
             )
-        units, owner = np.unique(dataset.unit[pool], return_inverse=True)
+        units = np.unique(dataset.unit[pool])
         if self.clients is not None:
             if self.clients > len(units):
                 raise ScenarioError(
                     f"data '{dataset.name}': {len(units)} units with rows to train on cannot make "
                     f"{self.clients} clients; use at most {len(units)}, or null for all"
                 )
-            number = np.full(len(units), -1)
-            chosen = np.sort(rng.choice(len(units), self.clients, replace=False))
-            number[chosen] = np.arange(self.clients)
-            kept = number[owner] >= 0
-            pool, owner, units = pool[kept], number[owner[kept]], units[chosen]
-        return holdings(dataset, Parts.gather(pool, owner, len(units)))
+            units = np.sort(rng.choice(units, self.clients, replace=False))
+        place = np.minimum(np.searchsorted(units, dataset.unit), len(units) - 1)
+        owner = np.where(units[place] == dataset.unit, place, -1)
+        pool = pool[owner[pool] >= 0]
+        return replace(holdings(dataset, Parts.gather(pool, owner[pool], len(units))), owner=owner)

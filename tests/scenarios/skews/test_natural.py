@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,16 @@ def test_what_is_held_out_of_a_user_stays_with_the_user():
     for client in federation.clients:
         rows = np.concatenate([client.train, client.val, client.test])
         assert rows.tolist() == np.flatnonzero(unit == unit[rows[0]]).tolist()
+
+
+def test_users_that_are_no_clients_are_tested_by_nobody():
+    unit = np.repeat(np.arange(30), 4)
+    data = replace(users(unit), test=np.arange(3, 120, 4), val=np.arange(2, 120, 4))
+    federation = build_federation(data, Natural(5), 0)
+    held = np.unique(unit[federation.clients.train.rows])
+    assert len(held) == 5
+    assert np.unique(unit[federation.clients.test.rows]).tolist() == held.tolist()
+    assert np.unique(unit[federation.clients.val.rows]).tolist() == held.tolist()
 
 
 def test_data_without_units_or_with_too_few_are_refused():
