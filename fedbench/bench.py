@@ -116,6 +116,7 @@ def build(config: DictConfig) -> Bench:
     federation = _federation(config, dataset)
     task = _made_for(federation.dataset.facts, config.client.task, "client.task")
     spec = _client_spec(config, federation, task, strategy, attack)
+    _check_fit(config, spec)
     _check_alignment(config, federation)
     _check_rule(config, spec)
     _check_attack(config, spec)
@@ -424,6 +425,23 @@ def _new_clients(config: DictConfig, clients: int) -> frozenset[int]:
         )
     chosen = generator(config.seed, "new clients").choice(clients, count, replace=False)
     return frozenset(chosen.tolist())
+
+
+def _check_fit(config: DictConfig, spec: ClientSpec) -> None:
+    """Let the model predict two rows, so that one that does not fit the data or the task says so at once."""
+    rows = spec.splits[0].train[:2]
+    model = Stateless(spec.model(), spec.task.inputs)
+    batch = spec.task.gather(spec.arrays, rows)
+    batch["weight"] = torch.ones(len(rows))
+    try:
+        with torch.no_grad():
+            spec.task.metrics(model.frozen(model.initial(), batch), batch)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"client.model: cannot take what client.task makes of data={config.choices.data} ({reason}); see "
+            f"fedbench run client={config.choices.client} --cfg"
+        ) from error
 
 
 def _check_rule(config: DictConfig, spec: ClientSpec) -> None:

@@ -105,8 +105,8 @@ OWN = {
     "personalization": ["rule"],
     "client": ["local", "seen_rows"],
 }  # options for the program itself
-FACTS = {"shape", "classes", "horizon", "items", "users", "history", "categories", "popularity", "repeats"}
-FACTS |= {"graph"}  # what data sets may tell models and tasks
+FACTS = {"shape", "classes", "horizon", "graph"}  # what data sets may tell models and tasks
+FACTS |= {"items", "users", "history", "categories", "popularity", "repeats", "examples"}
 GIVEN = {
     "client.model": FACTS,
     "client.task": FACTS,

@@ -36,6 +36,8 @@ class CoarseRanking(Recommendation):
     ----------
     items, history, popularity, repeats, cutoffs, negatives
         As in :class:`Recommendation`. In the profile ``next``, negatives of all users of a batch are shared.
+    examples : {"positions"}
+        What training rows of the data are; those of another kind have no target.
     profile : {"next", "rank"}
         ``next``: softmax over items, of the interest that the target asks for. ``rank``: the target and
         negatives as items shown, of which the target was clicked; the model needs ``rank: true``.
@@ -52,6 +54,7 @@ class CoarseRanking(Recommendation):
         items: int,
         history: int,
         popularity: npt.NDArray[np.float32],
+        examples: str = "positions",
         repeats: bool = True,
         cutoffs: Sequence[int] = (10, 20, 50),
         negatives: int = 0,
@@ -60,6 +63,11 @@ class CoarseRanking(Recommendation):
         diversity: float = 0.0,
     ) -> None:
         super().__init__(items, history, popularity, repeats, cutoffs, negatives)
+        if examples != "positions":
+            raise ClientError(
+                f"learns from targets, of which data.examples={examples} have none in training; set "
+                "data.examples=positions"
+            )
         if profile not in get_args(Profile):
             raise ClientError(f"profile: must be one of {', '.join(get_args(Profile))}, got {profile!r}")
         if profile == "rank" and not negatives:

@@ -233,6 +233,7 @@ class Histories:
             unit=owner.copy(),
             users=len(count),
             repeats=self.repeats,
+            examples=self.examples,
         )
 
     def divide(self, name: str, count: Rows, domain: Rows, time: Values | None) -> Spans:  # noqa: ARG002
@@ -365,10 +366,13 @@ class HistoryDataset(Dataset):
         The most users that one client holds; before the data are divided, all.
     repeats : bool
         Whether users may be recommended what they had already.
+    examples : str
+        What training rows are; see :class:`Histories`.
     """
 
     users: int = 0
     repeats: bool = True
+    examples: str = "sequences"
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -382,6 +386,7 @@ class HistoryDataset(Dataset):
             "categories": tuple(category.tolist()) if category.any() else None,
             "popularity": self.shared["popularity"],
             "repeats": self.repeats,
+            "examples": self.examples,
         }
 
     def localised(self, clients: ClientSplits) -> HistoryDataset:

@@ -234,6 +234,7 @@ def test_padding_does_not_change_the_loss(profile):
         ({"cutoffs": []}, "cutoffs: must be lengths of lists"),
         ({"cutoffs": [5, 10]}, "cutoffs: must have 20, as methods are compared by recall@20"),
         ({"negatives": -1}, "negatives: must be 0 or more, got -1"),
+        ({"examples": "sequences"}, "learns from targets, of which data.examples=sequences have none"),
         ({"profile": "clicks"}, "profile: must be one of next, rank, got 'clicks'"),
         ({"profile": "rank"}, "profile: 'rank' needs items that were not clicked"),
         ({"power": 0.0}, "power: must be above 0, got 0.0"),
