@@ -39,18 +39,19 @@ INTRODUCTION = """\
 Made by `python docs/build_methods.py` from the head of each method's YAML file and the docstrings of its
 Python file: change those, not this page.
 
-`strategy=NAME` chooses a method. GGEUR goes around any of them with `align=ggeur`, attacks come with
+`strategy=NAME` chooses a method. GGEUR goes around any of them with `align=ggeur`, a
+personal part with `personalization=`, attacks come with
 `attack=`, differential privacy with `privacy=`. "Sent" is what a client and the server exchange in a round,
 in multiples of the model where that is clearer; "costs" compares one local step, and what is kept, with
 FedAvg's.
 """
 
 
-def head_of(name: str) -> dict[str, str]:
+def head_of(name: str, group: str = "strategy") -> dict[str, str]:
     """Lines ``Field: text`` of a YAML file's head; a field goes on in lines indented by two more spaces."""
     fields: dict[str, str] = {}
     last = ""
-    for line in (CONFIG_DIR / "strategy" / f"{name}.yaml").read_text().splitlines()[1:]:
+    for line in (CONFIG_DIR / group / f"{name}.yaml").read_text().splitlines()[1:]:
         if not line.startswith("#"):
             break
         if found := re.match(r"# (\w+): (.*)", line):
@@ -63,14 +64,14 @@ def head_of(name: str) -> dict[str, str]:
     return fields
 
 
-def classes_of(name: str) -> Iterator[Any]:
+def classes_of(name: str, group: str = "strategy") -> Iterator[Any]:
     """The classes that a method's YAML file names, and the client half that goes with its server half."""
-    config = OmegaConf.load(CONFIG_DIR / "strategy" / f"{name}.yaml")
-    server = load(config["_target_"], name)
-    yield server
-    half = (
-        load(config["rule"]["_target_"], name) if "rule" in config else getattr(server, "client_half", None)
-    )
+    config = OmegaConf.load(CONFIG_DIR / group / f"{name}.yaml")
+    server = load(config["_target_"], name) if config["_target_"] else None
+    if server is not None:
+        yield server
+    own = "rule" if group == "personalization" else "client_half"
+    half = load(config["rule"]["_target_"], name) if "rule" in config else getattr(server, own, None)
     if half is not None:
         yield half
 
@@ -95,16 +96,16 @@ def paper_of(module: ModuleType) -> str:
     return as_markdown(paragraphs[1]) if len(paragraphs) > 1 else ""
 
 
-def entry(name: str, description: str) -> list[str]:
+def entry(name: str, description: str, group: str = "strategy") -> list[str]:
     """The section of one method."""
-    head = head_of(name)
-    ours = [c for c in classes_of(name) if c.__module__.startswith("strategies.")]
+    head = head_of(name, group)
+    ours = [c for c in classes_of(name, group) if c.__module__.startswith("strategies.")]
     own = [c for c in ours if c.__module__ != "strategies.local"]
     lines = [f"### `{name}`", "", f"{description}.", ""]
     paper = head.get("Paper") or (paper_of(sys.modules[own[0].__module__]) if own else "")
-    lines.append(f"- **Paper:** {paper}")
+    lines += [f"- **Paper:** {paper}"] if paper else []
     lines += [f"- **`{c.__name__}`** (`{c.__module__.replace('.', '/')}.py`): {summary_line(c)}" for c in own]
-    theirs = [c for c in classes_of(name) if c.__module__.startswith("flwr.")]
+    theirs = [c for c in classes_of(name, group) if c.__module__.startswith("flwr.")]
     lines += [f"- **Server half:** Flower's `flwr.serverapp.strategy.{c.__name__}`" for c in theirs]
     lines += [f"- **{field}:** {head[field]}" for field in ("Sent", "Costs", "Helps")]
     return [*lines, ""]
@@ -130,6 +131,10 @@ def page() -> str:
         lines += [f"## {title}", "", *families.pop(family)]
     if families:
         raise ValueError(f"no such family: {', '.join(families)}; one of {', '.join(FAMILIES)}")
+    lines += ["## Around any method, with `personalization=`", ""]
+    for name, description in choices("personalization").items():
+        if name != "none":
+            lines += entry(name, description, "personalization")
     lines += ["## Shortcuts", "", *(f"- {line}" for line in shortcuts)]
     return "\n".join(lines) + "\n"
 
