@@ -85,10 +85,8 @@ class Run:
         self._restored: tuple[ArrayRecord, dict[int, RecordDict], dict[str, Any]] | None = None
         self._exchanges: list[Exchange] = []
         clients, new = len(bench.federation.clients), bench.spec.new
-        self._members = [p for p in range(clients) if p not in new] if new else None
-        """Clients that take part, where not all do."""
-        self._all: Any = self._members or clients
-        """What clients of a round are drawn from."""
+        self._members = np.setdiff1d(np.arange(clients), sorted(new))
+        """Clients that take part: all but the new ones."""
         self._tests = {
             domain: self._batch(rows) for domain, rows in bench.federation.tests.items() if len(rows)
         }
@@ -254,13 +252,14 @@ class Run:
         if isinstance(grid, SystemGrid):
             return grid.chosen(count, rng)
         if count is None:
-            return self._members
-        chosen: list[int] = rng.choice(self._all, count, replace=False).tolist()
+            return self._members.tolist() if self.bench.spec.new else None
+        chosen: list[int] = rng.choice(self._members, count, replace=False).tolist()
         return chosen
 
     def _everyone(self, grid: EngineGrid) -> AbstractContextManager[None]:
         """A block in which a strategy sees all clients, whomever a system lets it reach."""
-        return grid.cohort(range(len(grid.sizes)) if isinstance(grid, SystemGrid) else self._members)
+        named = isinstance(grid, SystemGrid) or self.bench.spec.new
+        return grid.cohort(self._members.tolist() if named else None)
 
     def _evaluating(self, grid: EngineGrid) -> AbstractContextManager[None]:
         """A block in which a strategy sees the clients that evaluate: a function of (seed, round)."""
@@ -268,7 +267,7 @@ class Run:
         if count is None:
             return self._everyone(grid)
         rng = generator(self.config.seed, "evaluation clients", self._round)
-        return grid.cohort(rng.choice(self._all, count, replace=False).tolist())
+        return grid.cohort(rng.choice(self._members, count, replace=False).tolist())
 
     @timed(OTHER)
     def _tell_time(self, grid: EngineGrid) -> None:

@@ -72,3 +72,11 @@ def test_items_are_averaged_where_they_were_met(engine, tmp_path):
     assert plain["weights_sha256"] != summary["weights_sha256"]
     again = run(config_of("strategy=fedadam_cosine", "client.seen_rows=[items.E]"), tmp_path / "again")
     assert again["weights_sha256"] == summary["weights_sha256"]
+
+
+def test_negatives_are_drawn_anew_in_each_round_and_alike_on_any_engine(tmp_path):
+    sampled = ["strategy=fedavg", "client.task.negatives=3", "client.model.dropout=0"]
+    serial = run(config_of(*sampled), tmp_path / "serial")
+    assert serial["weights_sha256"] != run(config_of("strategy=fedavg"), tmp_path / "all")["weights_sha256"]
+    ray = run(config_of(*sampled, engine="ray"), tmp_path / "ray")
+    assert ray["weights_sha256"] == serial["weights_sha256"]
