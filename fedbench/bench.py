@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, MultiKrum, Strategy
+from flwr.serverapp.strategy import FedAvg, Strategy
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -33,7 +33,9 @@ from strategies.pooling import Pooling, pooled
 from strategies.seeding import generator, torch_seed
 from strategies.seen_rows import SeenRows, averaging_seen_rows
 
-from .config.objects import call, check_options, contents, load, make, parameters
+from . import checks
+from .checks import personal
+from .config.objects import call, check_options, contents, load, make, options_of, parameters
 from .engine.grid import EngineGrid, Observer
 from .engine.system import System, SystemGrid
 from .errors import NotApplicable, UserError
@@ -42,9 +44,6 @@ log = logging.getLogger("fedbench")
 
 _NAMED = 1_000
 """Attackers that the log names."""
-
-_MAX_ALIGNED_DIMENSION = 4096
-"""An eigendecomposition of this size takes half a minute a class; beyond it, features are needed."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,10 @@ def build(config: DictConfig) -> Bench:
     federation = _federation(config, dataset)
     task = _made_for(federation.dataset.facts, config.client.task, "client.task")
     spec = _client_spec(config, federation, task, strategy, attack)
-    _check_fit(config, spec)
-    _check_alignment(config, federation)
-    _check_rule(config, spec)
-    _check_attack(config, spec)
+    checks.check_fit(config, spec)
+    checks.check_alignment(config, federation)
+    checks.check_rule(config, spec)
+    checks.check_attack(config, spec)
     sizes = federation.sizes
     taking_part = len(sizes) - len(spec.new)
     if config.clients_per_round is not None and not 1 <= config.clients_per_round <= taking_part:
@@ -128,10 +127,10 @@ def build(config: DictConfig) -> Bench:
         )
     sampled = config.clients_per_round or taking_part
     method = _unaligned(config, strategy)
-    _check_evaluation(config, spec, method)
-    _check_patience(config, method)
-    _check_robust(config, method, sampled)
-    _check_privacy(config, spec, method)
+    checks.check_evaluation(config, spec, method)
+    checks.check_patience(config, method)
+    checks.check_robust(config, method, sampled)
+    checks.check_privacy(config, spec, method)
     if config.privacy.get("_target_"):
         strategy = _strategy(config, sampled)
 
@@ -140,7 +139,7 @@ def build(config: DictConfig) -> Bench:
         strategy = averaging_seen_rows(strategy)
     pooling: Pooling | None = getattr(spec.model(), "pooling", None)
     if pooling is not None:
-        bounded = bool(config.privacy.get("_target_")) or isinstance(method, _BOUNDED)
+        bounded = bool(config.privacy.get("_target_")) or isinstance(method, checks.BOUNDED)
         strategy = pooled(strategy, replace(pooling, moments={}) if bounded else pooling)
     single = config.client.seen_rows or config.personalization.get("_target_") or pooling is not None
     if engine.get("partial_sums") and (single or not may_merge(method)):
@@ -158,10 +157,6 @@ def build(config: DictConfig) -> Bench:
     return Bench(config, federation, spec, strategy, make_grid)
 
 
-def _personal(strategy: Strategy) -> bool:
-    return bool(getattr(strategy, "personal", False))
-
-
 def _check_run(config: DictConfig) -> None:
     for name, low in (("rounds", 1), ("seed", 0), ("eval_every", 1)):
         if config[name] < low:
@@ -171,7 +166,7 @@ def _check_run(config: DictConfig) -> None:
 
 
 def _check_engine(config: DictConfig) -> None:
-    engine, options = load(config.engine._target_, "engine"), _options(config.engine)
+    engine, options = load(config.engine._target_, "engine"), options_of(config.engine)
     check_options(engine, options, "engine", {"app_factory", "sizes", "observer"})
     call(engine.check, "engine", options)
     if _on_gpu(config) and not torch.cuda.is_available():
@@ -184,11 +179,6 @@ def _on_gpu(config: DictConfig) -> bool:
     return bool(config.engine.get("gpus_per_worker", 0) > 0)
 
 
-def _options(node: Any, *without: str) -> dict[str, Any]:
-    options: Any = OmegaConf.to_container(node, resolve=True)
-    return {k: v for k, v in options.items() if k not in ("_target_", *without)}
-
-
 def _strategy(config: DictConfig, sampled: int | None = None) -> Strategy:
     """Server half, inside its alignment and its personalization if there are any.
 
@@ -196,15 +186,15 @@ def _strategy(config: DictConfig, sampled: int | None = None) -> Strategy:
     clients of a round is not known yet.
     """
     node, privacy, align = config.strategy, config.privacy, config.align
-    strategy: Strategy = make({"_target_": node._target_, **_options(node, "rule")}, "strategy")
+    strategy: Strategy = make({"_target_": node._target_, **options_of(node, "rule")}, "strategy")
     if sampled is not None:
-        wrapper = {"_target_": privacy._target_, **_options(privacy, "mods")}
+        wrapper = {"_target_": privacy._target_, **options_of(privacy, "mods")}
         strategy = make(wrapper, "privacy", strategy, num_sampled_clients=sampled)
     if align.get("_target_"):
-        strategy = make({"_target_": align._target_, **_options(align, "client")}, "align", strategy)
-    personal = config.personalization
-    if personal.get("_target_"):
-        wrapper = {"_target_": personal._target_, **_options(personal, "rule")}
+        strategy = make({"_target_": align._target_, **options_of(align, "client")}, "align", strategy)
+    around = config.personalization
+    if around.get("_target_"):
+        wrapper = {"_target_": around._target_, **options_of(around, "rule")}
         strategy = make(wrapper, "personalization", strategy)
     return strategy
 
@@ -252,7 +242,7 @@ def _attack(config: DictConfig) -> Attack | None:
     if not node.get("_target_"):
         return None
     check_options(attackers, {"share": node.share}, "attack", {"seed", "clients"})
-    attack: Attack = make({"_target_": node._target_, **_options(node, "share")}, "attack")
+    attack: Attack = make({"_target_": node._target_, **options_of(node, "share")}, "attack")
     return attack
 
 
@@ -261,7 +251,7 @@ def _check_privacy_options(config: DictConfig) -> None:
     node = config.privacy
     if node.get("_target_"):
         given = {"strategy", "num_sampled_clients"}
-        check_options(load(node._target_, "privacy"), _options(node, "mods"), "privacy", given)
+        check_options(load(node._target_, "privacy"), options_of(node, "mods"), "privacy", given)
 
 
 def _check_kind(config: DictConfig, dataset: Dataset) -> None:
@@ -297,7 +287,7 @@ def _with_features(config: DictConfig, dataset: Dataset) -> Dataset:
 
 def _federation(config: DictConfig, dataset: Dataset) -> Federation:
     fractions = {k: config.scenario[k] for k in ("val_fraction", "test_fraction") if k in config.scenario}
-    node = {"_target_": config.scenario._target_, **_options(config.scenario, *fractions)}
+    node = {"_target_": config.scenario._target_, **options_of(config.scenario, *fractions)}
     skew = make(node, "scenario")
     build_node = {"_target_": "scenarios.build_federation", **fractions}
     federation: Federation = make(build_node, "scenario", dataset, skew, config.seed)
@@ -319,7 +309,7 @@ def _client_spec(
     config: DictConfig, federation: Federation, task: Task, strategy: Strategy, attack: Attack | None
 ) -> ClientSpec:
     client = config.client
-    options = _options(client, "model", "task", "local", "seen_rows")
+    options = options_of(client, "model", "task", "local", "seen_rows")
     training = make({"_target_": "clients.training.Training", **options}, "client")
     meta = federation.meta
     module = partial(
@@ -344,7 +334,7 @@ def _client_spec(
         data_rule=make(config.align.client, "align.client") if config.align.get("client") else None,
         seed=config.seed,
         device="cuda" if _on_gpu(config) else "cpu",
-        row_domain=federation.dataset.domain if local or personalised or _personal(strategy) else None,
+        row_domain=federation.dataset.domain if local or personalised or personal(strategy) else None,
         attack=attack,
         attackers=_attackers(config, len(federation.clients)),
         classes=len(meta.classes),
@@ -427,156 +417,6 @@ def _new_clients(config: DictConfig, clients: int) -> frozenset[int]:
     return frozenset(chosen.tolist())
 
 
-def _check_fit(config: DictConfig, spec: ClientSpec) -> None:
-    """Let the model predict two rows, so that one that does not fit the data or the task says so at once."""
-    rows = spec.splits[0].train[:2]
-    model = Stateless(spec.model(), spec.task.inputs)
-    batch = spec.task.gather(spec.arrays, rows)
-    batch["weight"] = torch.ones(len(rows))
-    try:
-        with torch.no_grad():
-            spec.task.metrics(model.frozen(model.initial(), batch), batch)
-    except (RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"client.model: cannot take what client.task makes of data={config.choices.data} ({reason}); see "
-            f"fedbench run client={config.choices.client} --cfg"
-        ) from error
-
-
-def _check_rule(config: DictConfig, spec: ClientSpec) -> None:
-    """Refuse a client that the method cannot train."""
-    name, rule = config.choices.strategy, spec.rule
-    if rule.sgd_only and spec.training.optimizer != "sgd":
-        raise NotApplicable(
-            f"strategy={name} is derived for SGD, but client.optimizer={spec.training.optimizer}; "
-            "set client.optimizer=sgd"
-        )
-    if rule.needs_classes and not spec.classes:
-        raise NotApplicable(
-            f"strategy={name} works on class labels, but data={config.choices.data} has none; choose a "
-            "method such as fedavg, fedprox or scaffold"
-        )
-    model, client = Stateless(spec.model()), config.choices.client
-    if rule.needs_norms and not model.norms:
-        raise NotApplicable(
-            f"strategy={name} keeps normalisation layers with the clients, but client={client} has none; "
-            "set client.model.norm=batch, or layer"
-        )
-    if rule.cuts_model and (not model.head or model.head == set(model.shared)):
-        raise NotApplicable(
-            f"strategy={name} cuts a model into body and head, but client={client} has no "
-            f"{'body below its' if model.head else 'layer called'} head; choose a client such as mlp"
-        )
-
-
-def _check_attack(config: DictConfig, spec: ClientSpec) -> None:
-    """Refuse an attack on labels that the data do not have."""
-    attack = spec.attack
-    if attack is None or not attack.needs_labels:
-        return
-    if not spec.classes:
-        raise NotApplicable(
-            f"attack={config.choices.attack} changes class labels, but data={config.choices.data} have none; "
-            "choose an attack on updates such as sign_flip"
-        )
-    one_each = {"y": torch.arange(spec.classes)}
-    call(lambda **_: attack.poison(one_each, spec.classes), "attack", _options(config.attack))
-
-
-def _check_evaluation(config: DictConfig, spec: ClientSpec, strategy: Strategy) -> None:
-    count, clients = config.eval_clients, len(spec.splits) - len(spec.new)
-    if count is None:
-        return
-    if not 0 <= count <= clients:
-        raise UserError(
-            f"eval_clients={count}: must be between 1 and the {clients} clients, 0 for none or null for all"
-        )
-    if count == 0 and (spec.local or _personal(strategy)):
-        whose = (
-            f"client.local={list(config.client.local)}"
-            if spec.local
-            else f"strategy={config.choices.strategy}"
-        )
-        raise NotApplicable(
-            f"eval_clients=0 tests the global model alone, but {whose} leaves clients models of their own; "
-            "use null or a number of clients"
-        )
-
-
-def _check_patience(config: DictConfig, strategy: Strategy) -> None:
-    if config.patience is None:
-        return
-    if config.patience < 1:
-        raise UserError(f"patience={config.patience}: must be 1 evaluation or more, or null for never")
-    finish = getattr(type(strategy), "finish", Method.finish)
-    if finish is not Method.finish:
-        raise NotApplicable(
-            f"patience={config.patience} may stop a run early, but strategy={config.choices.strategy} has "
-            "work to do after a last round that is known; set patience=null"
-        )
-
-
-def _check_robust(config: DictConfig, strategy: Strategy, clients: int) -> None:
-    """Refuse what Flower lets pass: with too few clients, its robust strategies withstand nothing."""
-    name = config.choices.strategy
-    if isinstance(strategy, MultiKrum | Bulyan):
-        bad = strategy.num_malicious_nodes
-        factor = 4 if isinstance(strategy, Bulyan) else 2
-        if bad < 0:
-            raise UserError(f"strategy.num_malicious_nodes={bad}: must be 0 or more")
-        if clients < factor * bad + 3:
-            raise NotApplicable(
-                f"strategy={name} with strategy.num_malicious_nodes={bad} needs {factor} * {bad} + 3 = "
-                f"{factor * bad + 3} clients a round, but there are {clients}"
-            )
-    if isinstance(strategy, MultiKrum):
-        honest, chosen = clients - strategy.num_malicious_nodes, strategy.num_nodes_to_select
-        if not 1 <= chosen <= honest:
-            raise UserError(
-                f"strategy.num_nodes_to_select={chosen}: must be between 1 and the {honest} clients of a "
-                "round that are not malicious"
-            )
-    if isinstance(strategy, FedTrimmedAvg) and strategy.beta and int(strategy.beta * clients) == 0:
-        raise NotApplicable(
-            f"strategy={name} with strategy.beta={strategy.beta} cuts off less than one of {clients} "
-            "clients, so none; raise one of the two"
-        )
-
-
-_BOUNDED = (MultiKrum, Bulyan, FedTrimmedAvg, FedMedian)
-"""Strategies, beside those with privacy, in which a single reply must not have a say in others."""
-_DOORS = ("prepare", "extra", "combine", "finish")
-"""Where a method does more than average; Flower's privacy wrappers hide the first and the last."""
-
-
-def _check_privacy(config: DictConfig, spec: ClientSpec, strategy: Strategy) -> None:
-    """Refuse a method of which Flower's wrappers would clip and blur a part only."""
-    privacy = f"privacy={config.choices.privacy}"
-    if not config.privacy.get("_target_"):
-        return
-    if config.personalization.get("_target_"):
-        raise NotApplicable(
-            f"{privacy} covers the mean of clients' models, but personalization="
-            f"{config.choices.personalization} sends more; use personalization=none or finetune"
-        )
-    if config.client.seen_rows:
-        raise NotApplicable(f"{privacy} hides what clients have, but client.seen_rows tells it; use []")
-    personal = _personal(strategy)
-    opened = [d for d in _DOORS if getattr(type(strategy), d, None) not in (None, getattr(Method, d))]
-    if personal or opened:
-        what = "leaves clients models of their own" if personal else "does more than average what they send"
-        raise NotApplicable(
-            f"{privacy} covers the mean of clients' models, but strategy={config.choices.strategy} {what}; "
-            "choose a strategy such as fedavg or fedprox"
-        )
-    if config.privacy.get("noise_multiplier") and Stateless(spec.model()).has_batch_norm:
-        raise NotApplicable(
-            f"{privacy} adds noise to all that is averaged, but client={config.choices.client} has running "
-            "variances of BatchNorm, which must stay positive; choose another client.model.norm"
-        )
-
-
 def _say(config: DictConfig, spec: ClientSpec, strategy: Strategy, clients: int) -> None:
     """Log who attacks, and what privacy does not keep."""
     chosen = config.choices
@@ -603,26 +443,3 @@ def make_module(node: dict[str, Any], facts: Mapping[str, Any], seed: int) -> nn
         torch.manual_seed(seed)
         module: nn.Module = _made_for(facts, node, "client.model")
     return module
-
-
-def _check_alignment(config: DictConfig, federation: Federation) -> None:
-    if not config.align.get("_target_"):
-        return
-    shape = federation.meta.shape
-    if not federation.meta.classes:
-        raise NotApplicable(
-            f"align={config.choices.align} aligns what clients hold of each class, but "
-            f"data={config.choices.data} ({federation.meta.task}) has no classes; set align=none"
-        )
-    if len(shape) != 1:
-        raise NotApplicable(
-            f"align={config.choices.align} works on feature vectors, but client={config.choices.client} with "
-            f"features={config.choices.features} trains on examples of shape {shape}; choose a client such "
-            "as mlp or linear, with features=pixels or another extractor"
-        )
-    if shape[0] > _MAX_ALIGNED_DIMENSION:
-        size = shape[0] ** 2 * 8 / 1e9
-        raise NotApplicable(
-            f"align={config.choices.align}: a covariance of {shape[0]} features takes {size:.1f} GB a class; "
-            f"use at most {_MAX_ALIGNED_DIMENSION} features, e.g. features.size=32 or features=torchvision"
-        )

@@ -61,6 +61,12 @@ def contents(node: Any, where: str) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
+def options_of(node: Any, *without: str) -> dict[str, Any]:
+    """Options of a config node: all but its target, and those named."""
+    options: Any = OmegaConf.to_container(node, resolve=True)
+    return {k: v for k, v in options.items() if k not in ("_target_", *without)}
+
+
 def load(target: Any, where: str) -> Any:
     """What a full name such as ``clients.models.mlp.MLP`` names; raises UserError."""
     module, _, name = str(target).rpartition(".")
