@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -25,3 +26,9 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'? (one of: {', '.join(choices)})"
     return f"; one of: {', '.join(choices)}" if choices else ""
+
+
+def say(message: str, code: int) -> int:
+    """Tell the user one line on standard error; returns the exit code."""
+    print(f"fedbench: {message}", file=sys.stderr)
+    return code
