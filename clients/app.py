@@ -151,14 +151,15 @@ class _Node:
         return Examples(batch["x"].numpy(), batch["y"].numpy(), spec.domains[node], node, spec.seed)
 
     @timed(LOAD)
-    def planned(self, nodes: Sequence[int], now: tuple[int, ...]) -> list[tuple[Batch, int, Plan]]:
-        """What clients train on in a round, what they report, and their batches.
+    def planned(
+        self, nodes: Sequence[int], training: Sequence[npt.NDArray[np.int64]], now: tuple[int, ...]
+    ) -> list[tuple[Batch, int, Plan]]:
+        """What clients with these training rows train on in a round, what they report, and their batches.
 
         Rows that are in no batch are left out, unless the rule looks at all of them.
         """
         spec, held, plans = self.spec, [], []
-        for node in nodes:
-            rows = spec.splits[node].train
+        for node, rows in zip(nodes, training, strict=True):
             plan = self.plan(spec.training, len(rows), "batches", *now, node)
             if sum(map(len, plan)) < len(rows) and not (spec.rule.needs_all_rows or spec.attack):
                 used = np.unique(np.concatenate(plan))
@@ -166,7 +167,7 @@ class _Node:
                 rows = rows[used]
             held.append(rows)
             plans.append(plan)
-        reported = [self.reported(len(spec.splits[node].train)) for node in nodes]
+        reported = [self.reported(len(rows)) for rows in training]
         data = self.rows_of(held)
         if spec.task.draws:
             for i, node in enumerate(nodes):
@@ -218,7 +219,7 @@ class _Node:
         """All that clients train with; the messages have the same content."""
         nodes, now = [partition_of(context) for context in contexts], moment(messages[0])
         if self.spec.data_rule is None:
-            data = self.planned(nodes, now)
+            data = self.planned(nodes, [self.spec.splits[node].train for node in nodes], now)
         else:
             data = []
             for node, context in zip(nodes, contexts, strict=True):
@@ -299,10 +300,21 @@ class _Node:
         data = self.batch(spec.arrays, split.test)
         metrics: dict[str, Any] = {"num-examples": max(len(split.test), 1)}
         for shots in spec.support:
-            predict = self.predictor(message, context, np.sort(order[:shots]))
+            rows = np.sort(order[:shots])
+            predict = self.predictor(message, self.joined(message, context, rows), rows)
             sums = evaluate(spec.task, predict, data)
             metrics |= {f"support{shots}_{key}": value for key, value in sums.items()}
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+    def joined(self, message: Message, context: Context, rows: npt.NDArray[np.int64]) -> Context:
+        """A new client's context, after a round on these rows if it predicts with what it keeps of one."""
+        context = replace(context, state=RecordDict())
+        if self.spec.rule.keeps_model and len(rows):
+            node, now = partition_of(context), moment(message)
+            job = self.job(message, context, node, now, *self.planned([node], [rows], now)[0])
+            with self.seeded("dropout", *now, node):
+                self.client.train_together([job])
+        return context
 
     def forecasting(self, task: Forecasting) -> Callable[[Message, Context], Message]:
         """A query handler that forecasts a window of the client's test rows, as it does in an evaluation.

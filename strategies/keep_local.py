@@ -59,7 +59,7 @@ class KeepLocal(WrappedRule):
         if isinstance(rule, PersonalRule) or type(rule).step is not LocalRule.step:
             raise StrategyError(f"{rule.name} trains several models in a client, so no part can stay local")
         super().__init__(rule)
-        self.names = names
+        self.names, self.keeps_model = names, True
 
     def inner(self, round: Round) -> Round:
         """The round of a model without the local part."""

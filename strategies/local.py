@@ -160,6 +160,8 @@ class LocalRule:
     """Whether the method looks at class labels ``batch["y"]``."""
     needs_all_rows: ClassVar[bool] = False
     """Whether the method looks at ``round.data``, all of a client's training rows, besides its batches."""
+    keeps_model: bool = False
+    """Whether clients predict with tensors that they keep of their training."""
     parts: ClassVar[int] = 1
     """Into how many parts, at most, the method splits a batch; BatchNorm needs two rows in each."""
 

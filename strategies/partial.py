@@ -16,6 +16,8 @@ class PartialRule(LocalRule, ABC):
     its module was made.
     """
 
+    keeps_model = True
+
     @abstractmethod
     def stays(self, round: Round) -> frozenset[str]:
         """Names of the tensors that stay with the client."""

@@ -19,6 +19,7 @@ class PersonalRule(LocalRule):
     the client takes no part.
     """
 
+    keeps_model = True
     server_half: ClassVar[str]
     """Full name of the server half, for messages."""
 

@@ -10,6 +10,9 @@ from .functional import Batch, Params
 from .local import FineTune, LocalRule, Phase, Round, Upload
 from .optim import State
 
+_TRAITS = ("sgd_only", "cuts_model", "needs_norms", "needs_classes", "needs_all_rows", "keeps_model", "parts")
+"""Class variables of a rule that tell others what it needs."""
+
 
 class WrappedRule(LocalRule):
     """A rule that does what another does, and to the server is the other; a subclass changes some of it.
@@ -22,7 +25,7 @@ class WrappedRule(LocalRule):
 
     def __init__(self, rule: LocalRule) -> None:
         self.rule = rule
-        for name in ("sgd_only", "cuts_model", "needs_norms", "needs_classes", "needs_all_rows", "parts"):
+        for name in _TRAITS:
             setattr(self, name, getattr(rule, name))
 
     def inner(self, round: Round) -> Round:

@@ -50,6 +50,25 @@ def test_new_clients_do_not_change_what_others_do_but_by_their_absence(tmp_path)
     assert with_new["weights_sha256"] != run(config_of("strategy=fedavg"), tmp_path / "all")["weights_sha256"]
 
 
+def test_a_new_client_of_a_method_with_models_of_their_own_trains_a_round_on_its_rows(tmp_path):
+    """Ditto without its pull is training alone from the global model, so fine-tuning of FedAvg's."""
+    rows = ["new_clients=0.25", "support=[0,8]"]
+    alone = run(config_of(*rows, "strategy=ditto", "strategy.lam=0"), tmp_path / "ditto")
+    tuning = ["strategy=fedavg", "personalization=finetune", "personalization.rule.steps=4"]
+    tuned = run(config_of(*rows, *tuning), tmp_path / "tuned")
+    found, expected = (s["final"]["new_clients"] for s in (alone, tuned))
+    assert found["0"]["loss"] == pytest.approx(expected["0"]["loss"], rel=1e-6)
+    assert found["8"]["loss"] == pytest.approx(expected["8"]["loss"], rel=1e-5)
+    assert found["8"]["loss"] != pytest.approx(found["0"]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("strategy", ["fedrep", "apfl", "local_only", "pfedme", "fedproto"])
+def test_what_a_client_keeps_is_learnt_from_its_support(strategy, tmp_path):
+    scores = run(config_of(f"strategy={strategy}", "new_clients=0.25", "support=[0,20]"), tmp_path / "run")
+    found = scores["final"]["new_clients"]
+    assert found["20"]["loss"] != pytest.approx(found["0"]["loss"], rel=1e-4)
+
+
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fedper", "ditto"])
 def test_fine_tuning_follows_any_method(strategy, tmp_path):
     common = [f"strategy={strategy}", "new_clients=0.25"]
