@@ -8,21 +8,18 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from clients.tasks.forecasting import FORECAST, Forecasting
-from clients.training import evaluate
 from strategies.arrays import numpy_of, record, tensors_of
 from strategies.errors import StrategyError
 from strategies.functional import Params, Stateless
@@ -38,6 +35,7 @@ from .engine.profile import AGGREGATE, EVALUATE, OTHER, Profile, active, profili
 from .engine.system import LOSSES, SystemGrid
 from .engine.worker import CLIENT_LOST, settle_process
 from .errors import RunFailed, UserError
+from .evaluation import Evaluation
 from .report.forecast_picture import Forecast, forecast_picture
 from .report.profile_picture import profile_picture
 from .report.profile_table import markdown, write_csv
@@ -87,9 +85,7 @@ class Run:
         clients, new = len(bench.federation.clients), bench.spec.new
         self._members = np.setdiff1d(np.arange(clients), sorted(new))
         """Clients that take part: all but the new ones."""
-        self._tests = {
-            domain: self._batch(rows) for domain, rows in bench.federation.tests.items() if len(rows)
-        }
+        self._evaluation = Evaluation(bench, self.model)
 
     # --- the rounds ------------------------------------------------------------------------------
 
@@ -237,7 +233,7 @@ class Run:
             with part(BROADCAST), grid.cohort(sorted(self.bench.spec.new)):
                 messages = strategy.configure_evaluate(self._round, arrays, ConfigRecord(), grid)
             grid.send_and_receive(messages)
-            self.history[-1]["new_clients"] = self._new_clients(self._settle([]))
+            self.history[-1]["new_clients"] = self._evaluation.new_clients(self._settle([]))
 
     @timed(OTHER)
     def _chosen(self, grid: EngineGrid) -> list[int] | None:
@@ -328,95 +324,18 @@ class Run:
             "value": value,
         }
 
-    # --- evaluation ------------------------------------------------------------------------------
-
-    def _batch(self, rows: np.ndarray[Any, Any]) -> dict[str, torch.Tensor]:
-        data = self.task.gather(self.bench.spec.arrays, rows)
-        data["weight"] = torch.ones(len(rows))
-        return self.model.to_device(data)
-
     def _evaluated(self, arrays: ArrayRecord, exchanges: list[Exchange]) -> None:
-        """Scores by domain, and of every client on its own rows.
-
-        A domain's score is the global model's on the domain's test rows. Where clients predict with models
-        of their own, it is theirs on their own test rows of the domain.
-        """
-        headline = self.task.headline
-        domains = self._personal_domains(exchanges) if self.personal else self._global_domains(arrays)
-        if not domains:
-            raise RunFailed(
-                f"none of the {len(exchanges)} clients that evaluated round {self._round} could test its "
-                "model on rows of its own"
-            )
-        clients, val = {}, dict.fromkeys(self.task.sums, 0.0)
-        for e in exchanges:
-            if e.error is None:
-                for key in val:
-                    val[key] += e.metrics[f"val_{key}"]
-                if e.metrics["test_count"]:
-                    sums = {key: e.metrics[f"test_{key}"] for key in self.task.sums}
-                    clients[e.node] = self.task.scores(sums)[headline]
-        values = [scores[headline] for scores in domains.values()]
-        worst = min if self.task.higher_is_better else max
-        point: dict[str, Any] = {
-            "round": self._round,
-            "domains": {d: scores[headline] for d, scores in domains.items()},
-            "avg": statistics.fmean(values),
-            "std": statistics.pstdev(values),
-            "loss": {d: scores["loss"] for d, scores in domains.items()},
-            "references": self._references(domains),
-            "clients": {str(k): v for k, v in clients.items()},
-            "mean_client": statistics.fmean(clients.values()) if clients else None,
-            "worst_client": worst(clients.values()) if clients else None,
-            "val": self.task.scores(val)[headline] if val["count"] else None,
-            "virtual_seconds": self._clock,
-        }
-        self.history.append(point)
+        """Write down how domains and clients fare."""
+        point, domains = self._evaluation.point(self._round, arrays, exchanges)
+        self.history.append(point | {"virtual_seconds": self._clock})
         rows = [self._row("evaluate", "domain", d, k, v) for d, s in domains.items() for k, v in s.items()]
         rows += [
-            self._row("evaluate", "global", None, f"{headline}_{key}", point[key])
+            self._row("evaluate", "global", None, f"{self.task.headline}_{key}", point[key])
             for key in ("avg", "std", "val")
             if point[key] is not None
         ]
         self.directory.record(rows)
         log.info("round %d/%d %s", self._round, self.config.rounds, self._note())
-
-    def _new_clients(self, exchanges: list[Exchange]) -> dict[str, dict[str, float]]:
-        """Scores of clients that have not trained, all their test rows together, by rows of support."""
-        scores = {}
-        for shots in self.bench.spec.support:
-            sums = {
-                key: sum(e.metrics[f"support{shots}_{key}"] for e in exchanges if e.error is None)
-                for key in self.task.sums
-            }
-            if sums["count"]:
-                scores[str(shots)] = self.task.scores(sums)
-        return scores
-
-    def _references(self, domains: Mapping[str, Sums]) -> dict[str, dict[str, float]]:
-        """What the task's predictors without training score in each domain."""
-        known = {name: f"{name}_{self.task.headline}" for name in self.task.references}
-        return {
-            name: {d: scores[key] for d, scores in domains.items()}
-            for name, key in known.items()
-            if all(key in scores for scores in domains.values())
-        }
-
-    def _global_domains(self, arrays: ArrayRecord) -> dict[str, Sums]:
-        params: Params = self.model.to_device(tensors_of(arrays))
-        predict = partial(self.model.frozen, params)
-        return {d: self.task.scores(evaluate(self.task, predict, b)) for d, b in self._tests.items()}
-
-    def _personal_domains(self, exchanges: list[Exchange]) -> dict[str, Sums]:
-        scores = {}
-        for index, domain in enumerate(self.bench.federation.dataset.domains):
-            sums = {
-                key: sum(e.metrics.get(f"test@{index}_{key}", 0.0) for e in exchanges)
-                for key in self.task.sums
-            }
-            if sums["count"]:
-                scores[domain] = self.task.scores(sums)
-        return scores
 
     def _note(self) -> str:
         return f"{self.task.headline} {self.history[-1]['avg']:.4f}" if self.history else ""
@@ -429,8 +348,6 @@ class Run:
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
         )
-
-    # --- the summary -----------------------------------------------------------------------------
 
     # --- going on --------------------------------------------------------------------------------
 

@@ -9,12 +9,11 @@ BINS = 15
 """Of confidence, as is usual."""
 
 
-def calibration_gaps(probabilities: Tensor, y: Tensor, weight: Tensor, bins: int = BINS) -> Tensor:
-    """Accuracy minus confidence, the largest probability, summed over the rows of each bin of confidence.
+def by_confidence(probabilities: Tensor, y: Tensor, weight: Tensor, bins: int = BINS) -> Tensor:
+    """Rows, their confidence (the largest probability) and their hits, summed over each bin of confidence.
 
-    Sums over all rows of several clients are the sums of theirs, and the expected calibration error (Guo,
-    Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv 1706.04599,
-    equation 3) is the sum of their absolute values, divided by the number of rows. Bins are open below.
+    Sums over the rows of several clients are the sums of theirs. They make the reliability diagram, and
+    :func:`calibration_error`. Bins are open below.
 
     Parameters
     ----------
@@ -29,8 +28,8 @@ def calibration_gaps(probabilities: Tensor, y: Tensor, weight: Tensor, bins: int
 
     Returns
     -------
-    Tensor, shape (bins,)
-        In the type of ``weight``.
+    Tensor, shape (3, bins)
+        In the type of ``weight``: numbers of rows, confidence, hits.
 
     Raises
     ------
@@ -41,5 +40,21 @@ def calibration_gaps(probabilities: Tensor, y: Tensor, weight: Tensor, bins: int
         raise ValueError(f"bins: must be 1 or more, got {bins}")
     confidence, guess = probabilities.max(dim=-1)
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = ((guess == y).to(weight.dtype) - confidence.to(weight.dtype)) * weight
-    return torch.zeros(bins, dtype=weight.dtype, device=weight.device).index_add(0, place, gap)
+    hits = (guess == y).to(weight.dtype)
+    told = torch.stack([torch.ones_like(weight), confidence.to(weight.dtype), hits]) * weight
+    return torch.zeros(3, bins, dtype=weight.dtype, device=weight.device).index_add(1, place, told)
+
+
+def calibration_error(binned: Tensor) -> Tensor:
+    """Expected calibration error: the mean over rows of how far accuracy and confidence of their bin differ.
+
+    Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv 1706.04599,
+    equation 3.
+
+    Parameters
+    ----------
+    binned : Tensor, shape (3, bins)
+        From :func:`by_confidence`.
+    """
+    rows, confidence, hits = binned
+    return (hits - confidence).abs().sum() / rows.sum()

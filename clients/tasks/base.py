@@ -14,6 +14,7 @@ from strategies.functional import Batch
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Rows = npt.NDArray[np.int64] | slice
+Reliability = dict[str, list[float | None]]
 
 
 class Task(ABC):
@@ -66,3 +67,7 @@ class Task(ABC):
     @abstractmethod
     def scores(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Readable numbers (means, rates) from added-up metrics, ``loss`` among them."""
+
+    def reliability(self, sums: Mapping[str, float]) -> Reliability | None:  # noqa: ARG002
+        """What a reliability diagram shows, by bin of confidence; None where predictions have none."""
+        return None

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from strategies.calibration import BINS, calibration_gaps
+from strategies.calibration import BINS, by_confidence, calibration_error
 from strategies.client import weighted_cross_entropy
 from strategies.functional import Batch
 
-from .base import Arrays, Rows, Task
+from .base import Arrays, Reliability, Rows, Task
+
+_BINNED = ("rows", "confidence", "hits")
+"""What is summed over each bin of confidence."""
 
 
 class Classification(Task):
@@ -21,8 +24,8 @@ class Classification(Task):
     Parameters
     ----------
     calibration : bool
-        Also measure ``ece``, the expected calibration error: the mean distance between confidence and
-        accuracy over 15 bins; see :mod:`strategies.calibration`. Clients report a number more for each.
+        Also measure ``ece``, the expected calibration error over 15 bins of confidence, and what a
+        reliability diagram shows; see :mod:`strategies.calibration`. Clients report three numbers a bin more.
     """
 
     kind = "classification"
@@ -31,8 +34,8 @@ class Classification(Task):
 
     def __init__(self, calibration: bool = False) -> None:
         self.calibration = calibration
-        self.gaps = tuple(f"gap_{b}" for b in range(BINS)) if calibration else ()
-        self.sums = ("loss", "correct", "count", *self.gaps)
+        self.bins = tuple(f"{what}_{b}" for what in _BINNED for b in range(BINS)) if calibration else ()
+        self.sums = ("loss", "correct", "count", *self.bins)
 
     def gather(self, arrays: Arrays, rows: Rows) -> Batch:
         """``x`` as float32 (uint8 images scaled to 0..1) and ``y`` as int64."""
@@ -59,13 +62,26 @@ class Classification(Task):
             "count": weight.sum(),
         }
         if self.calibration:
-            gaps = calibration_gaps(output.softmax(dim=-1), batch["y"], weight)
-            sums |= dict(zip(self.gaps, gaps.unbind(), strict=True))
+            binned = by_confidence(output.softmax(dim=-1), batch["y"], weight)
+            sums |= dict(zip(self.bins, binned.flatten().unbind(), strict=True))
         return sums
 
     def scores(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Accuracy in 0..1, mean cross-entropy (negative log-likelihood) in nats, and calibration error."""
         scores = {"accuracy": sums["correct"] / sums["count"], "loss": sums["loss"] / sums["count"]}
         if self.calibration:
-            scores["ece"] = sum(abs(sums[name]) for name in self.gaps) / sums["count"]
+            scores["ece"] = float(calibration_error(self._binned(sums)))
         return scores
+
+    def reliability(self, sums: Mapping[str, float]) -> Reliability | None:
+        """Rows of each bin of confidence, and the mean confidence and accuracy there, if measured."""
+        if not self.calibration:
+            return None
+        rows, confidence, hits = self._binned(sums)
+        means = {"confidence": confidence / rows, "accuracy": hits / rows}
+        return {"rows": rows.tolist()} | {
+            name: [None if v.isnan() else float(v) for v in values] for name, values in means.items()
+        }
+
+    def _binned(self, sums: Mapping[str, float]) -> Tensor:
+        return torch.tensor([sums[name] for name in self.bins], dtype=torch.float64).reshape(-1, BINS)

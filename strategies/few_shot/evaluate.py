@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
-from ..calibration import BINS, calibration_gaps
+from ..calibration import BINS, by_confidence, calibration_error
 from ..errors import StrategyError
 from .trial import Trial
 
@@ -38,7 +38,7 @@ class Scores:
 
 
 def expected_calibration_error(probabilities: Tensor, y: Tensor, bins: int = BINS) -> float:
-    """Mean gap of confidence and accuracy over bins, weighted by their rows; see `calibration_gaps`.
+    """Mean gap of confidence and accuracy over bins, weighted by their rows; see `calibration_error`.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def expected_calibration_error(probabilities: Tensor, y: Tensor, bins: int = BIN
     if not len(y):
         raise StrategyError("calibration: there are no rows to judge")
     weight = torch.ones(len(y), dtype=torch.float64, device=y.device)
-    return float(calibration_gaps(probabilities.double(), y, weight, bins).abs().sum() / len(y))
+    return float(calibration_error(by_confidence(probabilities.double(), y, weight, bins)))
 
 
 def evaluate(predict: Callable[[Trial], Tensor], trials: Iterable[Trial], bins: int = BINS) -> Scores:

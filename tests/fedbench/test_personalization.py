@@ -39,7 +39,34 @@ def test_new_clients_take_no_part_and_are_shown_the_model(tmp_path):
     assert list(scores) == ["0", "1", "5", "20"]
     # FedAvg does not personalise, so that support is of no use.
     assert scores["0"] == scores["20"]
-    assert set(scores["0"]) == {"accuracy", "loss", "ece"}
+    assert set(scores["0"]) == {"accuracy", "loss", "ece", "reliability"}
+    bins = scores["0"]["reliability"]
+    tested = sum(len(bench.spec.splits[node].test) for node in bench.spec.new)
+    assert sum(bins["rows"]) == tested
+    assert all(
+        lower < c <= lower + 1 / 15
+        for lower, c in zip(np.arange(15) / 15, bins["confidence"], strict=True)
+        if c
+    )
+    gaps = [abs(a - c) * n for n, c, a in zip(*bins.values(), strict=True) if n]
+    assert sum(gaps) / tested == pytest.approx(scores["0"]["ece"])
+
+
+@pytest.mark.parametrize("own", ["strategy=ditto", "personalization=finetune", "personalization=niw"])
+def test_the_global_model_is_tested_on_the_same_rows_as_the_clients_own(own, tmp_path):
+    """Ditto and fine-tuning leave FedAvg's model as it is."""
+    plain = run(config_of("strategy=fedavg"), tmp_path / "plain")["final"]
+    told = run(config_of("strategy=fedavg", own), tmp_path / "own")["final"]
+    assert plain["global"] is None
+    assert told["global"]["clients"].keys() == told["clients"].keys()
+    assert told["global"]["clients"] != told["clients"]
+    if "niw" not in own:
+        assert told["global"]["clients"] == plain["clients"]
+        assert told["global"]["mean_client"] == plain["mean_client"]
+
+
+def test_there_is_no_global_model_where_heads_stay_with_clients(tmp_path):
+    assert run(config_of("strategy=fedper"), tmp_path / "run")["final"]["global"] is None
 
 
 def test_new_clients_do_not_change_what_others_do_but_by_their_absence(tmp_path):
