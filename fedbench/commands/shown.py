@@ -12,6 +12,7 @@ def show(summaries: list[dict[str, Any]], title: str) -> None:
 
     from fedbench.report.client_table import client_table
     from fedbench.report.comparison import compare, table, verdict
+    from fedbench.report.gain_table import gain_table
     from fedbench.report.new_client_table import new_client_table
 
     console = Console()
@@ -19,6 +20,8 @@ def show(summaries: list[dict[str, Any]], title: str) -> None:
     console.print(table(comparison, title, console.width))
     if clients := client_table(summaries, [s["label"] for s in summaries]):
         console.print(clients)
+    if gained := gain_table(summaries):
+        console.print(gained)
     if newcomers := new_client_table(summaries):
         console.print(newcomers)
     if said := verdict(comparison):

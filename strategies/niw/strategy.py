@@ -329,6 +329,7 @@ class _Hierarchical(Strategy):
         self._health |= {
             "niw_variance_median": float(variance.median()),
             "niw_variance_largest": float(variance.max()),
+            **{f"niw_precision {k}": float(p.exp().median()) for k, p in self.log_precision.items()},
         }
         clipped = self._health.get("niw_clip_fraction", 0.0)
         ratio = self._health.get("niw_curvature_over_precision", 1.0)

@@ -36,10 +36,10 @@ MOST_DOMAINS = 40
 BINS = 30
 
 
-def figures(section: Section, setting: Setting, material: Material, prefix: str) -> list[Figure]:
-    """All figures of a setting that it has numbers for."""
+def figures(section: Section, setting: Setting, material: Material) -> list[Figure]:
+    """Figures of a setting that it has numbers for."""
     made = (make(section, setting, material) for make in (curves, domains, clients, pareto))
-    return [f | {"id": f"{prefix}-{f['id']}"} for f in made if f]
+    return [figure for figure in made if figure]
 
 
 def rounded(value: float | None) -> float | None:
@@ -61,7 +61,7 @@ def curves(section: Section, setting: Setting, material: Material) -> Figure | N
             points = _by_round(group, section.scale)
             if points:
                 xs, ys, es, ns = zip(*((p[axis], *p[3:]) for p in points), strict=True)
-                traces.append(_trace("line", group, material, x=xs, y=ys, e=es, n=ns))
+                traces.append(trace("line", group, material, x=xs, y=ys, e=es, n=ns))
         variants.append({"name": name, "x": name, "y": f"{section.axis}, AVG", "traces": traces})
     if not any(v["traces"] for v in variants):
         return None
@@ -111,7 +111,7 @@ def domains(section: Section, setting: Setting, material: Material) -> Figure | 
         for group in setting.groups.values():
             found = [interval(group.values(_domain(at, name, section.scale)).values()) for name in names]
             traces.append(
-                _trace(
+                trace(
                     "bar",
                     group,
                     material,
@@ -198,7 +198,7 @@ def _spread(section: Section, setting: Setting, material: Material) -> Figure:
             share = 100 * np.histogram(values, edges)[0] / len(values)
             group = setting.groups[method]
             x, y = [rounded(e) for e in edges.tolist()], [rounded(v) for v in share.tolist()]
-            traces.append(_trace("step", group, material, x=x, y=y))
+            traces.append(trace("step", group, material, x=x, y=y))
     return {
         "id": "clients",
         "title": "Over clients",
@@ -219,7 +219,7 @@ def pareto(section: Section, setting: Setting, material: Material) -> Figure | N
                 continue
             numbers = {"x": x.mean, "y": y.mean, "ex": x.std, "ey": y.std}
             traces.append(
-                _trace("point", group, material, **{k: [rounded(v)] for k, v in numbers.items()}, n=[y.n])
+                trace("point", group, material, **{k: [rounded(v)] for k, v in numbers.items()}, n=[y.n])
             )
         axis = f"{name}, whole run"
         variants.append({"name": name, "x": axis, "y": f"{section.axis}, AVG", "traces": traces})
@@ -306,5 +306,6 @@ def critical_difference(ranking: Friedman, material: Material, prefix: str) -> F
     }
 
 
-def _trace(kind: str, group: Group, material: Material, **numbers: Any) -> dict[str, Any]:
+def trace(kind: str, group: Group, material: Material, **numbers: Any) -> dict[str, Any]:
+    """A trace of a method."""
     return {"kind": kind, "method": material.methods.index(group.method), **numbers}

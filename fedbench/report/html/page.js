@@ -63,6 +63,7 @@ const MAKE = {
       x: [...kept, ...kept.slice().reverse()].map((i) => t.x[i]),
       y: [...kept.map((i) => t.y[i] + t.e[i]), ...kept.slice().reverse().map((i) => t.y[i] - t.e[i])],
     };
+    if (t.method === null) return [{ type: 'scatter', mode: 'lines', x: t.x, y: t.y, hoverinfo: 'skip', showlegend: false, line: { color: c.quiet, dash: 'dot', width: 1.4 } }];
     const line = {
       type: 'scatter', mode: t.x.length > 40 ? 'lines' : 'lines+markers', name: look.name, x: t.x, y: t.y,
       legendgroup: look.name, customdata: spreads(t),
@@ -210,6 +211,7 @@ function numbers(figure, variant) {
   for (const t of variant.traces) {
     const name = data.methods[t.method];
     if (t.method !== null && hidden.has(t.method)) continue;
+    if (t.kind === 'line' && t.method === null) continue; // a guide for the eye
     if (t.kind === 'heat') {
       t.methods.forEach((m, j) => { if (!hidden.has(m)) t.x.forEach((x, i) => rows.push([data.methods[m], x, t.z[j][i]])); });
     } else if (t.kind === 'path') {

@@ -15,7 +15,7 @@ from fedbench.errors import UserError
 from fedbench.report.split_picture import COLOURS, MIXED
 from fedbench.report.statistics import Friedman, friedman, over_settings, sentence
 
-from . import figures, tables
+from . import figures, personal, tables
 from .gather import Material, Section, Setting, gather
 from .pictures import Album
 
@@ -190,7 +190,10 @@ def _section(
     html += "</section>"
     for number, setting in enumerate(section.settings):
         name = f"{prefix}-{number}"
-        found = figures.figures(section, setting, material, name)
+        found = figures.figures(section, setting, material)
+        found = [
+            f | {"id": f"{name}-{f['id']}"} for f in [*found, *personal.figures(section, setting, material)]
+        ]
         drawn += found
         links.append((name, setting.name))
         html += f'<section id="{name}"><h2>{escape(setting.name)}</h2>'
@@ -205,7 +208,7 @@ def _section(
             "scores at",
             {title: tables.results(section, setting, material, at) for at, title in points.items()},
         )
-        html += tables.costs(section, setting, material)
+        html += personal.tables(section, setting, material) + tables.costs(section, setting, material)
         html += f'<div class="figures">{"".join(map(_figure, found))}</div>'
         html += _pictures(setting, album) + "</section>"
     return html, drawn, links

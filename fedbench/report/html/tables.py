@@ -198,11 +198,11 @@ def results(section: Section, setting: Setting, material: Material, at: str = "f
     rows = []
     for group in setting.groups.values():
         ours = not group.personal
-        cells = [_over_seeds(group.values(domain(d)), ours) for d in domains]
-        cells += [_over_seeds(section.score(group, key, at), ours) for key in ("avg", "std")]
-        cells += [_over_seeds(section.score(group, "mean_client", at))]
+        cells = [by_seed(group.values(domain(d)), ours) for d in domains]
+        cells += [by_seed(section.score(group, key, at), ours) for key in ("avg", "std")]
+        cells += [by_seed(section.score(group, "mean_client", at))]
         cells += [
-            _over_seeds(group.values(fair(key, power)))
+            by_seed(group.values(fair(key, power)))
             for key, power in (("worst", 1), ("decile", 1), ("variance", 2), ("jain", 0))
         ]
         rows.append(Row(material.methods.index(group.method), _label(group), cells))
@@ -248,7 +248,8 @@ def _references(section: Section, setting: Setting, domains: Sequence[str], at: 
     return rows
 
 
-def _over_seeds(values: Mapping[int, float | None], contends: bool = True) -> Cell:
+def by_seed(values: Mapping[int, float | None], contends: bool = True) -> Cell:
+    """Mean and standard deviation over seeds."""
     return Cell.of(interval(values.values()), contends)
 
 
@@ -300,7 +301,7 @@ def cost(section: Section, setting: Setting, material: Material, share: float | 
         ]
     rows = []
     for group in setting.groups.values():
-        cells = [_over_seeds(group.values(megabytes)), _over_seeds(group.values(seconds))]
+        cells = [by_seed(group.values(megabytes)), by_seed(group.values(seconds))]
         if goal is not None:
             found = [reached(section, s, goal) for s in group.runs.values()]
             hits = [f for f in found if f is not None]
@@ -487,13 +488,13 @@ def differences(section: Section, material: Material) -> str:
         for option, texts in _differing(by_setting)
         if all(len({held.get(option, "") for held in runs}) == 1 for runs in by_setting)
     ]
-    shown = _plain("Between settings", "option", [s.name for s in section.settings], between)
+    shown = plain("Between settings", "option", [s.name for s in section.settings], between)
     own = [
         (option, texts)
         for option, texts in _differing(by_method)
         if any(len({held.get(option, "") for held in runs}) > 1 for runs in by_setting)
     ]
-    shown += _plain("Between methods", "option", [marked(m, material) for m in section.methods], own)
+    shown += plain("Between methods", "option", [marked(m, material) for m in section.methods], own)
     return shown or "<p>Nothing differs but the seed.</p>"
 
 
@@ -515,7 +516,8 @@ def _differing(columns: Sequence[Sequence[Mapping[str, str]]]) -> list[tuple[str
     return lines
 
 
-def _plain(caption: str, first: str, columns: Sequence[str], lines: Iterable[tuple[str, list[str]]]) -> str:
+def plain(caption: str, first: str, columns: Sequence[str], lines: Iterable[tuple[str, list[str]]]) -> str:
+    """A table of words; empty without a line."""
     rows = [Row(None, name, [Cell(text=text or _MISSING) for text in texts]) for name, texts in lines]
     if not rows:
         return ""
@@ -534,7 +536,7 @@ def environment(material: Material) -> str:
     columns = [f"{count} run{'s' if count > 1 else ''}" for _, count in material.environments]
     keys = dict.fromkeys(k for one in flat for k in one)
     lines = [(key, [one.get(key, "") or "none" for one in flat]) for key in keys]
-    return _plain("Where these runs ran", "part", columns, lines)
+    return plain("Where these runs ran", "part", columns, lines)
 
 
 def failures(material: Material) -> str:
@@ -548,7 +550,7 @@ def failures(material: Material) -> str:
             )
             for t in material.troubles
         ]
-        shown += _plain(
+        shown += plain(
             "Runs that count for nothing, or are missing", "run", ["method", "setting", "seed", "why"], lines
         )
     rows = []
