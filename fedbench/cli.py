@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
-from .commands import compare, list, report, resume, run  # noqa: A004 - a command's name
+from .commands import compare, completion, doctor, list, new, report, resume, run  # noqa: A004 - a command's name
 from .errors import RunFailed, UserError, say
 
-_COMMANDS = (run, resume, compare, report, list)
+_COMMANDS = (run, resume, compare, report, list, new, doctor, completion)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 1 a run failed, 2 a mistake in the request."""
+    if os.getcwd() not in sys.path:  # where classes of one's own are, as `python -m` has it
+        sys.path.append(os.getcwd())
     parser = _parser()
     # argparse takes positional words in one place only; overrides may stand before and after options.
     arguments, rest = parser.parse_known_args(argv)

@@ -35,7 +35,7 @@ def test_the_wheel_holds_all_modules_configurations_and_type_markers(wheel):
         str(path.relative_to(ROOT))
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.suffix in (".py", ".yaml", ".html", ".css", ".js") or path.name == "py.typed"
+        if path.suffix in (".py", ".yaml", ".html", ".css", ".js", ".tmpl") or path.name == "py.typed"
     }
     assert {f"{package}/py.typed" for package in PACKAGES} <= expected
     assert "fedbench/config/strategy/fedprox.yaml" in expected
