@@ -57,7 +57,7 @@ class GRU4Rec(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hist: Tensor, times: Tensor, query_time: Tensor, user: Tensor) -> NextItem:  # noqa: ARG002
-        """What comes after each event, or after the last alone in evaluation.
+        """What comes after each event.
 
         Parameters
         ----------
@@ -68,7 +68,7 @@ class GRU4Rec(nn.Module):
         """
         table = self.items()
         states = self.gru(self.dropout(look_up(hist, table)), hist > 0)
-        return self.head(self.dropout(states if self.training else states[:, -1:]), table)
+        return self.head(self.dropout(states), table)
 
 
 class GRU(nn.Module):

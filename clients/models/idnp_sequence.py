@@ -93,7 +93,7 @@ class SequenceIDNP(IDNP):
     def forward(  # type: ignore[override]
         self, hist: Tensor, times: Tensor, query_time: Tensor, user: Tensor
     ) -> NextItem:
-        """What comes after each event, or after the last alone in evaluation.
+        """What comes after each event.
 
         Parameters
         ----------
@@ -111,7 +111,7 @@ class SequenceIDNP(IDNP):
         ClientError
             If histories have fewer than 2 events.
         """
-        out = self.predict(hist, times, query_time, user, hist.shape[1] if self.training else 1)
+        out = self.predict(hist, times, query_time, user, hist.shape[1])
         penalty = self.strength * divergence(out.posterior, out.prior, self.kind)
         return NextItem(out.output, out.weight, out.bias, penalty)
 

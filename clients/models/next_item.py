@@ -1,7 +1,7 @@
 """What every model gives that is asked, after each event of a history, which item comes next: scores, losses.
 
-Sizes in docstrings: B histories of H events, of which m queries are asked, one after each event in training
-and the last alone in evaluation; V items 1..V, 0 where there is none; d features; N negatives.
+Sizes in docstrings: B histories of H events, of which m queries are asked, one after each event or fewer; V
+items 1..V, 0 where there is none; d features; N negatives.
 """
 
 from __future__ import annotations

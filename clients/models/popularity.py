@@ -31,8 +31,7 @@ class Popularity(nn.Module):
         self.b = nn.Parameter(torch.zeros(items + 1))
 
     def forward(self, hist: Tensor, times: Tensor, query_time: Tensor, user: Tensor) -> NextItem:  # noqa: ARG002
-        """After each event of histories (B, H), or after the last in evaluation; the same every time."""
-        queries = hist.shape if self.training else (len(hist), 1)
-        nothing = self.b.new_zeros(queries)
+        """After each event of histories (B, H); the same every time."""
+        nothing = self.b.new_zeros(hist.shape)
         weight = self.b.new_zeros(len(self.b), 1)
         return NextItem(nothing.unsqueeze(-1), weight, without_none(self.b), nothing)

@@ -86,7 +86,7 @@ class SASRec(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hist: Tensor, times: Tensor, query_time: Tensor, user: Tensor) -> NextItem:  # noqa: ARG002
-        """What comes after each event, or after the last alone in evaluation.
+        """What comes after each event.
 
         Parameters
         ----------
@@ -114,7 +114,7 @@ class SASRec(nn.Module):
         x, seen = self.dropout(x), causal(hist > 0).unsqueeze(1)
         for block in self.blocks:
             x = block(x, seen)
-        return self.head(self.norm(x if self.training else x[:, -1:]), table)
+        return self.head(self.norm(x), table)
 
 
 class Block(nn.Module):

@@ -14,9 +14,8 @@ from .recommendation import Recommendation
 class SequentialRecommendation(Recommendation):
     """Models that say after every event what comes next; see :class:`Recommendation` for data and metrics.
 
-    In training, a model is asked after each event of the history, and learns from the event that followed;
-    what followed the last is the example's target, if it has one. In evaluation it is asked once, about the
-    targets.
+    A model is asked after each event of the history, and learns from the event that followed; what followed
+    the last is the example's target, if it has one. Evaluation looks at the last answer alone.
     """
 
     headline = "ndcg@10"
