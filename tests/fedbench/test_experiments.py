@@ -20,7 +20,11 @@ SMALLER = {
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_runs_a_round(name, data_root, tmp_path):
     tiny = [f"experiment={name}", "rounds=1", "engine=serial", "client.steps=1", "client.batch_size=8"]
-    config = plan([*tiny, *SMALLER.get(plan(tiny)[0].choices.data, [])])[0]
+    smaller = SMALLER.get(plan(tiny)[0].choices.data, [])
+    config = plan([*tiny, *smaller])[-1 if name.endswith("_niw") else 0]
+    if name.endswith("_niw"):
+        assert config.choices.personalization == "niw"
+        config.personalization.update({"steps": 2, "personal_steps": 2})
     summary = run(config, tmp_path / "run")
     assert summary["status"] == "completed"
     assert math.isfinite(summary["final"]["avg"])
