@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from clients.tasks.forecasting import FORECAST, Forecasting
 from strategies.arrays import numpy_of, record, tensors_of
@@ -36,6 +35,7 @@ from .engine.system import LOSSES, SystemGrid
 from .engine.worker import CLIENT_LOST, settle_process
 from .errors import RunFailed, UserError
 from .evaluation import Evaluation
+from .live import LiveView
 from .report.forecast_picture import Forecast, forecast_picture
 from .report.profile_picture import profile_picture
 from .report.profile_table import markdown, write_csv
@@ -43,6 +43,7 @@ from .report.split_picture import split_picture
 from .results.run_dir import RunDirectory, Weights, load_checkpoint, read_summary, weights_digest
 from .results.split import describe_split
 from .results.state import from_records, to_records
+from .trackers import tracker_of, tracking
 
 log = logging.getLogger("fedbench")
 
@@ -79,7 +80,7 @@ class Run:
         self.lost = dict.fromkeys(LOSSES, 0)
         """Clients whose work a system lost, by reason."""
         self._clock: float | None = None
-        self._round = self._completed = 0
+        self._round = self._completed = self._worked = 0
         self._restored: tuple[ArrayRecord, dict[int, RecordDict], dict[str, Any]] | None = None
         self._exchanges: list[Exchange] = []
         clients, new = len(bench.federation.clients), bench.spec.new
@@ -118,10 +119,7 @@ class Run:
                     grid.load_engine_state(engine)
                 self.seconds["start"] = time.perf_counter() - started
                 arrays = self._prepare(grid, arrays)
-                with self._progress() as progress:
-                    bar = progress.add_task(
-                        self.bench.label, total=self.config.rounds, completed=self._round, note=self._note()
-                    )
+                with self._view() as view:
                     while self._round < self.config.rounds and not self._stale():
                         self._round += 1
                         profile = active()
@@ -132,7 +130,7 @@ class Run:
                             with part(OTHER):
                                 if self._round % max(self.config.rounds // 10, 1) == 0:
                                     self._checkpoint(arrays, grid)
-                                progress.update(bar, advance=1, note=self._note())
+                                self._show(view)
                 status = "completed"
                 self._forecasts(grid, arrays)
         except StrategyError as error:
@@ -184,7 +182,7 @@ class Run:
                 messages = strategy.configure_train(self._round, arrays, ConfigRecord(), grid)
             replies = grid.send_and_receive(messages)
             self.seconds["train"] += time.perf_counter() - started
-        self._settle(replies)
+        self._worked = len(self._settle(replies))
         started = time.perf_counter()
         arrays = self._aggregated(grid, arrays, replies)
         self.seconds["aggregate"] += time.perf_counter() - started
@@ -340,14 +338,20 @@ class Run:
     def _note(self) -> str:
         return f"{self.task.headline} {self.history[-1]['avg']:.4f}" if self.history else ""
 
-    def _progress(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description:>16}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+    def _view(self) -> LiveView:
+        view = LiveView(
+            self.bench.label, self.config.rounds, self.task.headline, self.task.higher_is_better, self._round
         )
+        for point in self.history:
+            view.evaluated(point)
+        return view
+
+    def _show(self, view: LiveView) -> None:
+        """Tell the view of a round that is done."""
+        sent = sum(sum(books.values()) for phase, books in self.bytes.items() if phase != "evaluate")
+        view.round_done(self._round, self._worked, sent, self.failures, sum(self.lost.values()))
+        if self.history and self.history[-1]["round"] == self._round:
+            view.evaluated(self.history[-1])
 
     # --- going on --------------------------------------------------------------------------------
 
@@ -493,8 +497,12 @@ def run(config: DictConfig, directory: str | Path) -> dict[str, Any]:
         If too many clients failed; what the run had is kept.
     """
     bench = build(config)
+    tracker = tracker_of(config)
     written = RunDirectory(directory, as_yaml(config))
-    with _logged(written.path / "log.txt"):
+    with (
+        _logged(written.path / "log.txt"),
+        tracking(tracker, written.path, config, run_name(config)) as written.watch,
+    ):
         title = f"{config.choices.data}, {config.choices.scenario}, seed {config.seed}"
         try:
             return Run(bench, written).execute()
@@ -527,9 +535,14 @@ def resume(directory: str | Path) -> dict[str, Any]:
     assert isinstance(config, DictConfig)
     config["settings"] = state["settings"]
     bench = build(config)
-    going_on = Run(bench, RunDirectory.again(path, server_round))
+    tracker = tracker_of(config)
+    written = RunDirectory.again(path, server_round)
+    going_on = Run(bench, written)
     going_on.restore(server_round, weights, state)
-    with _logged(path / "log.txt"):
+    with (
+        _logged(path / "log.txt"),
+        tracking(tracker, path, config, run_name(config), server_round) as written.watch,
+    ):
         log.info("going on after round %d", server_round)
         return going_on.execute()
 

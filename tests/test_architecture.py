@@ -124,7 +124,7 @@ def check(node, where, *without, target=None, positional=0):
     options = {key: value for key, value in OmegaConf.to_container(node).items() if key not in without}
     target = options.pop("_target_", target)
     if target is None:
-        assert where in ("features", "align", "attack", "personalization", "privacy", "system")
+        assert where in ("features", "align", "attack", "personalization", "privacy", "system", "tracker")
         assert not options
         return
     check_options(load(target, where), options, where, GIVEN.get(where), positional)

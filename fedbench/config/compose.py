@@ -40,6 +40,7 @@ GROUPS = (
     "privacy",
     "system",
     "engine",
+    "tracker",
     "experiment",
 )
 
@@ -47,7 +48,17 @@ GROUPS = (
 OmegaConf.register_new_resolver("choose", lambda flag, yes, no: yes if flag else no, replace=True)
 
 _TYPES = typing.get_type_hints(RunConfig)
-_NOT_COMPARED = ("seed", "profile", "run_dir", "cache_dir", "engine", "sweep", "choices", "experiment")
+_NOT_COMPARED = (
+    "seed",
+    "profile",
+    "run_dir",
+    "cache_dir",
+    "engine",
+    "tracker",
+    "sweep",
+    "choices",
+    "experiment",
+)
 
 
 def choices(group: str, config_dir: str | Path | None = None) -> dict[str, str]:
@@ -247,7 +258,7 @@ def _compose_unresolved(overrides: list[str], config_dir: str | Path | None) -> 
     OmegaConf.set_struct(config, False)
     OmegaConf.set_readonly(config, False)
     del config["hydra"]
-    config["choices"] = {k: v for k, v in chosen.items() if v}
+    config["choices"] = {k: v for k, v in chosen.items() if v and k != "tracker"}
     return config
 
 

@@ -14,7 +14,8 @@ class RunConfig:
 
     Parameters
     ----------
-    scenario, data, features, client, align, strategy, personalization, attack, privacy, system, engine
+    scenario, data, features, client, align, strategy, personalization, attack, privacy, system, engine,
+    tracker
         Config groups; ``fedbench list`` shows the choices.
     rounds : int
         Federated rounds.
@@ -58,6 +59,7 @@ class RunConfig:
     privacy: Any = MISSING
     system: Any = MISSING
     engine: Any = MISSING
+    tracker: Any = MISSING
     rounds: int = 20
     seed: int = 0
     clients_per_round: int | None = None

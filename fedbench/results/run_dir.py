@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ class RunDirectory:
         If the directory already holds a run.
     """
 
+    watch: Callable[[list[Mapping[str, Any]]], None] | None = None
+    """What is told all rows too, e.g. a tracker."""
+
     def __init__(self, path: str | Path, config: str) -> None:
         self.path = Path(path).expanduser()
         self._open(config)
@@ -66,9 +69,12 @@ class RunDirectory:
 
     def record(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows (round, phase, scope, node, metric, value) to ``metrics.jsonl``."""
+        rows = list(rows)
         for row in rows:
             self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
+        if self.watch is not None:
+            self.watch(rows)
 
     def checkpoint(self, server_round: int, weights: Weights, state: Any = None) -> None:
         """Keep the global weights after a round, with checksums; older checkpoints but one are removed.

@@ -78,7 +78,7 @@ def test_list_shows_every_choice_with_its_description(capsys):
     out = capsys.readouterr().out
     assert [line for line in out.splitlines() if not line.startswith(" ")] == [
         "scenario", "data", "features", "client", "align",
-        "strategy", "attack", "personalization", "privacy", "system", "engine", "experiment",
+        "strategy", "attack", "personalization", "privacy", "system", "engine", "tracker", "experiment",
     ]  # fmt: skip
     assert "_training" not in out
 
