@@ -271,7 +271,7 @@ def _figure(figure: figures.Figure) -> str:
         "</div></div>"
         f'<div class="plot" role="img" aria-label="{title}; its numbers are in the table below"></div>'
         f'<figcaption class="note">{escape(figure["note"])}</figcaption>'
-        '<details class="numbers"><summary>Numbers</summary><div class="scroll" tabindex="0" role="region" '
+        '<details class="numbers"><summary>Numbers</summary><div class="scroll" tabindex="0" role="group" '
         f'aria-label="{title}, numbers"></div></details></figure>'
     )
 

@@ -85,7 +85,7 @@ def table(
         which = ' class="reference"' if row.method is None else f' data-method="{row.method}"'
         body.append(f'<tr{which}><th scope="row">{escape(row.label)}</th>{cells}</tr>')
     return (
-        f'<div class="table" data-name="{escape(caption)}"><div class="scroll" tabindex="0" role="region" '
+        f'<div class="table" data-name="{escape(caption)}"><div class="scroll" tabindex="0" role="group" '
         f'aria-label="{escape(caption)}, scrolls sideways"><table><caption>{escape(caption)}</caption>'
         f'<thead><tr><th scope="col">{escape(first)}</th>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"

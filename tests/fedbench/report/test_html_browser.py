@@ -182,3 +182,15 @@ def test_print_is_light_and_without_controls(open_page):
     assert not page.locator("#methods").is_visible()
     assert not page.locator(".export").first.is_visible()
     assert page.noted == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_that_shuts_anyone_out(scheme, open_page):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    page = open_page(color_scheme=scheme)
+    found = axe.run(page).response
+    assert len(found["passes"]) > 10
+    assert [(v["id"], v["nodes"][0]["html"][:100]) for v in found["violations"]] == []
+    # It can fail: a picture without a text.
+    page.evaluate("document.querySelector('section').insertAdjacentHTML('beforeend', '<img src=x>')")
+    assert "image-alt" in [v["id"] for v in axe.run(page).response["violations"]]
