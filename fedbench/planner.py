@@ -65,11 +65,11 @@ def content_key(config: DictConfig) -> str:
     config : DictConfig
         Composed, or read from a run's ``config.yaml``.
     """
-    from .config.compose import _NOT_COMPARED
+    from .config.compose import NOT_COMPARED
 
     # Results depend on the seed too, and a method is called what was chosen; how settings were written is
     # no matter.
-    without = {*_NOT_COMPARED, "settings"} - {"seed", "choices"}
+    without = {*NOT_COMPARED, "settings"} - {"seed", "choices"}
     content: Any = OmegaConf.to_container(config)
     content = {k: v for k, v in content.items() if k not in without}
     if isinstance(chosen := content.get("choices"), dict):

@@ -48,7 +48,7 @@ GROUPS = (
 OmegaConf.register_new_resolver("choose", lambda flag, yes, no: yes if flag else no, replace=True)
 
 _TYPES = typing.get_type_hints(RunConfig)
-_NOT_COMPARED = (
+NOT_COMPARED = (
     "seed",
     "profile",
     "run_dir",
@@ -59,6 +59,7 @@ _NOT_COMPARED = (
     "choices",
     "experiment",
 )
+"""What tells no methods apart: on most of it no result depends, and the rest stands for other settings."""
 
 
 def choices(group: str, config_dir: str | Path | None = None) -> dict[str, str]:
@@ -189,7 +190,7 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix[:-1]: node}
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        if prefix or key not in _NOT_COMPARED:
+        if prefix or key not in NOT_COMPARED:
             flat |= _flat(value, f"{prefix}{key}.")
     return flat
 

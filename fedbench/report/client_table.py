@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from .captioned import captioned
 from .comparison import score_digits
 
 _MOST = 20
@@ -45,15 +45,11 @@ def client_table(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str]) 
     caption = f"{first['headline']} after the last round on each client's own test rows"
     if len(shown) < len(domains):
         caption += f"; the first {len(shown)} of {len(domains)} clients"
-    table = Table(
-        caption=caption,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+    table = captioned(
+        caption,
+        ("client", "domain", "rows", *labels),
+        words="domain",
     )
-    for name in ("client", "domain", "rows", *labels):
-        table.add_column(name, justify="left" if name == "domain" else "right")
     for node in shown:
         scores = [s["final"]["clients"].get(str(node)) for s in summaries]
         texts = ["-" if score is None else f"{percent * score:.{digits}f}" for score in scores]

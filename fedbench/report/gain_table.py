@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from .captioned import captioned
 from .comparison import grouped, score_digits
 from .statistics import Paired, paired
 
@@ -57,16 +57,12 @@ def gain_table(summaries: Sequence[Summary]) -> Table | None:
         return None
     headline = summaries[0]["headline"]
     percent, digits = 100 if headline == "accuracy" else 1, score_digits(headline)
-    table = Table(
-        caption=f"{headline} of the global model and of clients' own on the clients' test rows, mean over "
+    table = captioned(
+        f"{headline} of the global model and of clients' own on the clients' test rows, mean over "
         "clients, last round; better: share of the clients that gain; p: signed-rank test over clients",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+        ("method", "global", "own", "gain", "better", "p"),
+        words="method",
     )
-    for name in ("method", "global", "own", "gain", "better", "p"):
-        table.add_column(name, justify="left" if name == "method" else "right")
     for label, group, found in known:
         means = [
             statistics.fmean(s["final"]["global"]["mean_client"] for s in group if s["final"]["global"]),

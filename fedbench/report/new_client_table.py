@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from .captioned import captioned
 from .comparison import grouped, score_digits
 
 
@@ -31,16 +31,12 @@ def new_client_table(summaries: Sequence[Mapping[str, Any]]) -> Table | None:
     headline = known[0]["headline"]
     first = next(iter(known[0]["final"]["new_clients"].values()))
     measures = [headline, *(m for m in ("loss", "ece") if m in first and m != headline)]
-    table = Table(
-        caption="new clients, after the last round, by the number of own rows from which they personalise; "
+    table = captioned(
+        "new clients, after the last round, by the number of own rows from which they personalise; "
         "loss: negative log-likelihood",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+        ("method", "rows", *measures),
+        words="method",
     )
-    for name in ("method", "rows", *measures):
-        table.add_column(name, justify="left" if name == "method" else "right")
     for label, group in grouped(known):
         for shots in group[0]["final"]["new_clients"]:
             found = [s["final"]["new_clients"][shots] for s in group if shots in s["final"]["new_clients"]]
