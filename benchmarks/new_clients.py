@@ -84,9 +84,10 @@ def main() -> None:
 
 NOTE = (
     "Mean ± standard deviation over seeds 0, 1, 2, all new clients' test rows together, after the last of 30 "
-    "(PACS: 60) rounds of 20 steps; a network of two layers on pixels (PACS: 16 x 16). Who trains and who is new is drawn for each seed. Fine-tuning takes 20 steps at the "
-    "rate of the rounds; Ditto and FedRep train a round on the client's rows, as a client of theirs would. "
-    "PACS has the scenario at alpha 0.5, for at 0.1 so small a network does not learn it."
+    "(PACS: 60) rounds of 20 steps; a network of two layers on pixels (PACS: 16 x 16). Who trains and who is "
+    "new is drawn for each seed. Fine-tuning takes 20 steps at the rate of the rounds; Ditto and FedRep "
+    "train a round on the client's rows, as a client of theirs would. PACS has the scenario at alpha 0.5, "
+    "for at 0.1 so small a network does not learn it."
 )
 
 
