@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,11 +111,12 @@ def plan(
     parsed = _parse(overrides, multirun, config_dir)
     typed = [(o.key_or_group, _variants(o)) for o in parsed]
     combinations = [list(c) for c in itertools.product(*(variants for _, variants in typed))]
-    configs = []
+    configs: list[DictConfig] = []
+    known: _Known = {}
     for combination in combinations:
-        base = _compose(combination, config_dir)
+        base = _compose(combination, config_dir, known)
         points = _points(dict(base.sweep or {}), combination)
-        configs += [_compose(point, config_dir) for point in points] if points else [base]
+        configs += [_compose(point, config_dir, known) for point in points] if points else [base]
     return configs
 
 
@@ -233,9 +236,13 @@ def _parse_one(text: str) -> Override:
         raise UserError(f"'{text}' cannot be read ({reason}); text with signs needs quotes") from error
 
 
-def _compose(overrides: list[str], config_dir: str | Path | None) -> DictConfig:
+_Known = dict[tuple[str, ...], DictConfig]
+"""Configs before they are resolved, by what composed them."""
+
+
+def _compose(overrides: list[str], config_dir: str | Path | None, known: _Known) -> DictConfig:
     try:
-        config = _compose_unresolved(overrides, config_dir)
+        config = _compose_unresolved(overrides, config_dir, known)
         written = _flat(OmegaConf.to_container(config, resolve=False))
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
@@ -250,7 +257,19 @@ def _compose(overrides: list[str], config_dir: str | Path | None) -> DictConfig:
     return config
 
 
-def _compose_unresolved(overrides: list[str], config_dir: str | Path | None) -> DictConfig:
+def _compose_unresolved(overrides: list[str], config_dir: str | Path | None, known: _Known) -> DictConfig:
+    """A config of its own; one for all seeds is composed once, since Hydra takes half a second to."""
+    seeds = [o for o in overrides if re.fullmatch(r"seed=\d+", o)]
+    others = tuple(o for o in overrides if o not in seeds)
+    if others not in known:
+        known[others] = _compose_fresh([*others, *seeds[:1]], config_dir)
+    config = copy.deepcopy(known[others])
+    if seeds:
+        config.seed = int(seeds[-1].partition("=")[2])
+    return config
+
+
+def _compose_fresh(overrides: list[str], config_dir: str | Path | None) -> DictConfig:
     ConfigStore.instance().store("schema", RunConfig)
     searched = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3", job_name="fedbench"):
@@ -275,7 +294,7 @@ def _explain(error: Exception, overrides: list[str], config_dir: str | Path | No
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and "Could not override" in str(error):
         # Group choices decide which keys exist; all other overrides may be wrong themselves.
         chosen = [o for o in overrides if o.partition("=")[0] in GROUPS]
-        whole = _compose_unresolved(chosen, config_dir)
+        whole = _compose_fresh(chosen, config_dir)
         parent, _, leaf = key.rpartition(".")
         siblings: Any = OmegaConf.select(whole, parent) if parent else whole
         names = (

@@ -195,3 +195,19 @@ def test_options_may_stand_before_their_group():
         ["strategy.proximal_mu=0.7", "scenario.alpha=2", "strategy=fedprox", "scenario=label_skew"]
     )
     assert (config.strategy.proximal_mu, config.scenario.alpha) == (0.7, 2)
+
+
+def test_a_run_of_a_sweep_is_the_run_that_is_asked_for_alone():
+    """Seeds share a composition; none of them changes another's."""
+    words = ["scenario=label_skew", "strategy=fedavg,ggeur", "seed=0,3", "run_dir=out/${seed}"]
+    swept = plan(words, multirun=True)
+    alone = [
+        plan([words[0], f"strategy={strategy}", f"seed={seed}", words[3]])[0]
+        for strategy in ("fedavg", "ggeur")
+        for seed in (0, 3)
+    ]
+    assert [as_yaml(c) for c in swept] == [as_yaml(c) for c in alone]
+    assert [c.settings for c in swept] == [c.settings for c in alone]
+    assert [c.run_dir for c in swept] == ["out/0", "out/3"] * 2
+    swept[0].client.lr = 9
+    assert swept[1].client.lr != 9
