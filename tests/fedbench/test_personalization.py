@@ -65,6 +65,16 @@ def test_the_global_model_is_tested_on_the_same_rows_as_the_clients_own(own, tmp
         assert told["global"]["mean_client"] == plain["mean_client"]
 
 
+def test_the_global_model_is_tested_on_all_domains_of_a_client(tmp_path):
+    mixed = ["data=digits", "scenario=label_skew", "scenario.clients=4", "client.steps=4", "rounds=2"]
+    plain, own = (
+        run(plan([*mixed, "engine=serial", f"strategy={name}"])[0], tmp_path / name)["final"]
+        for name in ("fedavg", "ditto")
+    )
+    assert own["global"]["clients"] == plain["clients"]
+    assert own["global"]["domains"].keys() == own["domains"].keys()
+
+
 def test_there_is_no_global_model_where_heads_stay_with_clients(tmp_path):
     assert run(config_of("strategy=fedper"), tmp_path / "run")["final"]["global"] is None
 
