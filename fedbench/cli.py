@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from .commands import compare, completion, doctor, list, new, report, resume, run  # noqa: A004 - a command's name
 from .errors import RunFailed, UserError, say
@@ -15,8 +16,6 @@ _COMMANDS = (run, resume, compare, report, list, new, doctor, completion)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 1 a run failed, 2 a mistake in the request."""
-    if os.getcwd() not in sys.path:  # where classes of one's own are, as `python -m` has it
-        sys.path.append(os.getcwd())
     parser = _parser()
     # argparse takes positional words in one place only; overrides may stand before and after options.
     arguments, rest = parser.parse_known_args(argv)
@@ -26,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         arguments.overrides += rest
     try:
-        code: int = arguments.function(arguments)
+        with _current_directory_on_path():
+            code: int = arguments.function(arguments)
     except UserError as error:
         return say(str(error), 2)
     except RunFailed as error:
@@ -38,6 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return say("interrupted; what the run had is kept in its directory", 130)
     return code
+
+
+@contextmanager
+def _current_directory_on_path() -> Iterator[None]:
+    """A block in which classes of the user's own are found, as `python -m` has it."""
+    before = [*sys.path]
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _for_people(error: ValueError) -> bool:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import StrategyError
 from ..functional import Batch, Differentiate, Params, differentiate_functionally
@@ -75,7 +76,8 @@ class Fisher:
         gradient = torch.func.grad(lambda p, row: self.loss(p, {k: v[None] for k, v in row.items()}))
         sums = {k: torch.zeros_like(p) for k, p in params.items()}
         for rows in _chunks(data, self.chunk):
-            each = torch.func.vmap(gradient, in_dims=(None, 0))(params, rows)
+            with sdpa_kernel(SDPBackend.MATH):  # fused kernels do not vectorise over rows
+                each = torch.func.vmap(gradient, in_dims=(None, 0))(params, rows)
             sums = {k: s + each[k].square().sum(0) for k, s in sums.items()}
         return sums
 

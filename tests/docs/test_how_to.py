@@ -65,7 +65,7 @@ def made_small(words):
     return [*kept, *(f"{key}={value}" for key, value in SMALL.items())]
 
 
-def follow(line, folder, monkeypatch):
+def follow(line, folder):
     """Run a line of a page in its folder."""
     words = shlex.split(line)
     if words[:3] == ["python", "-m", "pytest"]:
@@ -75,15 +75,13 @@ def follow(line, folder, monkeypatch):
         done = subprocess.run([sys.executable, *words[1:]], cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path])  # to which the folder is added
-        assert words[0] == "fedbench", line
-        try:
-            assert main(made_small(words[1:])) == 0, line
-        finally:
-            for name, module in list(sys.modules.items()):
-                if str(getattr(module, "__file__", "")).startswith(str(folder)):
-                    del sys.modules[name]
+    assert words[0] == "fedbench", line
+    try:
+        assert main(made_small(words[1:])) == 0, line
+    finally:
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", "")).startswith(str(folder)):
+                del sys.modules[name]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -94,7 +92,7 @@ def test_what_a_page_says_can_be_done(page, tmp_path, monkeypatch, capsys):
             write(block, tmp_path)
         elif block.language == "bash":
             for line in block.lines:
-                follow(line, tmp_path, monkeypatch)
+                follow(line, tmp_path)
         elif block.language == "console":
             assert all(line.startswith(NOT_RUN) for line in block.lines)
         else:

@@ -12,6 +12,7 @@ SMALLER = {
     "pacs": ["data.size=32"],
     "twitch": ["data.countries=[DE,RU]"],
     "xmarket": ["data.markets=[de,jp]"],
+    "epf": ["data.stride=500"],
 }
 """What makes data quick to test on."""
 

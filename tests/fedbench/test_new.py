@@ -56,7 +56,7 @@ def test_the_written_tests_pass_and_run_it(kind, results):
 
 
 @pytest.mark.parametrize("kind", GROUPS)
-def test_three_files_are_written_and_the_next_line_runs(kind, here, capsys, monkeypatch):
+def test_three_files_are_written_and_the_next_line_runs(kind, here, capsys):
     name = f"first_{kind}"
     assert main(["new", kind, name]) == 0
     out = capsys.readouterr().out.splitlines()
@@ -66,7 +66,6 @@ def test_three_files_are_written_and_the_next_line_runs(kind, here, capsys, monk
     start = "next: fedbench "
     assert out[3].startswith(start)
     assert out[4:] == [f"test: python -m pytest test_{name}.py"]
-    monkeypatch.setattr(sys, "path", [*sys.path])  # to which the current directory is added
     small = ["rounds=1", "client.steps=2", "engine=serial", "run_dir=out"]
     assert main([*out[3].removeprefix(start).split(), *small]) == 0
     assert name in "".join(path.read_text() for path in (here / "out").rglob("summary.json"))
