@@ -22,6 +22,8 @@ from .engine.grid import Exchange
 from .errors import RunFailed
 
 Sums = Mapping[str, float]
+Scores = dict[str, dict[str, float]]
+"""All scores by domain."""
 
 
 class Evaluation:
@@ -157,9 +159,6 @@ class Evaluation:
                 domains[names[d]].append(found)
         scores = {d: self.task.scores(_total(domains[d])) for d in names if d in domains}
         return self._summed(scores, clients)
-
-
-Scores = dict[str, dict[str, float]]
 
 
 def _total(each: Iterable[Sums]) -> dict[str, float]:

@@ -26,7 +26,7 @@ from yaml import MarkedYAMLError  # type: ignore[import-untyped]
 
 from fedbench.errors import UserError, nearest
 
-from .objects import words
+from .objects import flat, words
 from .schema import RunConfig
 
 CONFIG_DIR = Path(__file__).parent
@@ -188,16 +188,6 @@ def as_yaml(config: DictConfig) -> str:
     )
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix[:-1]: node}
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if prefix or key not in NOT_COMPARED:
-            flat |= _flat(value, f"{prefix}{key}.")
-    return flat
-
-
 def _is_set(axis: str, named: set[str]) -> bool:
     return axis in named or axis.partition(".")[0] in named
 
@@ -243,7 +233,8 @@ _Known = dict[tuple[str, ...], DictConfig]
 def _compose(overrides: list[str], config_dir: str | Path | None, known: _Known) -> DictConfig:
     try:
         config = _compose_unresolved(overrides, config_dir, known)
-        written = _flat(OmegaConf.to_container(config, resolve=False))
+        whole: Any = OmegaConf.to_container(config, resolve=False)
+        written = flat({k: v for k, v in whole.items() if k not in NOT_COMPARED})
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, overrides, config_dir)) from error

@@ -67,6 +67,15 @@ def options_of(node: Any, *without: str) -> dict[str, Any]:
     return {k: v for k, v in options.items() if k not in ("_target_", *without)}
 
 
+def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config with dotted keys; lists stay as they are."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
 def load(target: Any, where: str) -> Any:
     """What a full name such as ``clients.models.mlp.MLP`` names; raises UserError."""
     module, _, name = str(target).rpartition(".")

@@ -154,15 +154,6 @@ def tracking(
     safely(tracker.finish, read_summary(directory))
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config with dotted keys; lists stay as they are."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return found
-
-
 def figures(summary: Mapping[str, Any]) -> dict[str, float]:
     """The numbers by which runs are compared: means over domains by round reported, and costs."""
     found = {

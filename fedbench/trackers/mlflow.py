@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedbench.config.objects import flat
 from fedbench.errors import UserError
 
-from . import Row, Tracker, figures, flat, kept_files, same_id
+from . import Row, Tracker, figures, kept_files, same_id
 
 _METRICS, _PARAMS = 1_000, 100
 """What MLflow takes in one request."""

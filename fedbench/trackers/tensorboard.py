@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from fedbench.config.objects import flat
 from fedbench.errors import UserError
 
-from . import Row, Tracker, figures, flat
+from . import Row, Tracker, figures
 
 
 class TensorBoard(Tracker):

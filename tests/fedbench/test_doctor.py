@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from fedbench.cli import main
-from fedbench.commands.doctor import ray_starts, shared_memory
 from fedbench.config.compose import choices
+from fedbench.health import ray_starts, shared_memory
 
 ROOT = Path(__file__).parents[2]
 CHECKS = {

@@ -7,8 +7,9 @@ from logging.handlers import BufferingHandler
 import pytest
 
 from fedbench.config.compose import CONFIG_DIR
+from fedbench.config.objects import flat
 from fedbench.errors import UserError
-from fedbench.trackers import Tracker, figures, flat, tracker_of, tracking
+from fedbench.trackers import Tracker, figures, tracker_of, tracking
 
 PACKAGES = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow.tracking", "wandb": "wandb.sdk"}
 
